@@ -1,0 +1,165 @@
+"""The network, and its weights on disk. Knows torch.
+
+The network is the LeNet-style one of NVIDIA's `network_api_pytorch_mnist` TensorRT sample, with the
+same state-dict keys, so that weights travel both ways. To use your own network, give it the same
+contract (normalised float32 (B, 1, 28, 28) in, float32 (B, 10) log-probabilities out).
+"""
+
+import inspect
+import os
+import pickle
+import re
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
+
+DEFAULT_WEIGHTS = os.path.join(HERE, "NetMNIST.pth")
+
+
+class Net(nn.Module):
+    """LeNet-style classifier of 28×28 digits, 431,080 parameters.
+
+    Input: float32 (B, 1, 28, 28), normalised as `MNISTdsource.normalise` does. Output: float32
+    (B, 10), the log-probability of each digit.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 20, kernel_size=5)
+        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
+        self.conv2_drop = nn.Dropout2d()  # as in the sample: there, without parameters, unused
+        self.fc1 = nn.Linear(800, 500)
+        self.fc2 = nn.Linear(500, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.conv1(x), 2)
+        x = F.max_pool2d(self.conv2(x), 2)
+        x = F.relu(self.fc1(x.flatten(1)))
+        return F.log_softmax(self.fc2(x), dim=1)
+
+
+def fold_normalisation(net, mean, std):
+    """A copy of `net` that takes raw grey levels 0…255 (float32) instead of normalised ones.
+
+    (x/255 - mean)/std is affine and conv1 has no padding, so it moves into conv1's weights: nobody
+    downstream can forget the normalisation, and it costs nothing.
+    """
+    folded = Net()
+    folded.load_state_dict(net.state_dict())
+    weight = net.conv1.weight.detach().double()
+    with torch.no_grad():
+        folded.conv1.weight.copy_(weight / (255 * std))
+        folded.conv1.bias.copy_(net.conv1.bias.double() - weight.sum((1, 2, 3)) * mean / std)
+    return folded.train(net.training)
+
+
+def save_weights(net, path):
+    """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`)."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    with write_atomically(path) as file:
+        torch.save(state, file)
+
+
+def load_weights(path=DEFAULT_WEIGHTS, trust_pickle=False):
+    """Read a `Net` from a weights file: in eval mode, float32, on the CPU.
+
+    `path` holds a state dict as `save_weights` writes it. A whole pickled module, as written by
+    `torch.save(net, path)`, can run any code while it loads: refused unless `trust_pickle`.
+
+    Raises UnavailableError where there is no such file, MNISTError where it isn't what it should
+    be: not a weights file, truncated, or a tensor missing, unknown, or of another shape.
+    """
+    if not os.path.isfile(path):
+        raise UnavailableError(f"no weights file {path}; TrainMNIST.py makes one")
+    state = read_pickle(path, trust_pickle)
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    net = Net()
+    check_state(state, net.state_dict(), path)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def read_pickle(path, trust_pickle):
+    """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
+    if trust_pickle:
+        how = dict(pickle_module=_pickle_with(TrustingUnpickler))
+        if HAS_WEIGHTS_ONLY:
+            how["weights_only"] = False
+    elif HAS_WEIGHTS_ONLY:
+        how = dict(weights_only=True)
+    else:
+        how = dict(pickle_module=_pickle_with(TensorsOnlyUnpickler))
+    try:
+        return torch.load(path, map_location="cpu", **how)
+    except OSError as error:
+        raise MNISTError(f"can't read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+            raise MNISTError(
+                f"{path} is not a plain state dict: it names code to run, as whole pickled modules "
+                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it, where it "
+                "was made: torch.save(net.state_dict(), FILE)") from error
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise MNISTError(f"{path} is not a weights file, or is damaged ({reason[:150]})") from error
+
+
+# torch.load(weights_only=...) came with torch 1.13; before that we bring an unpickler of our own.
+HAS_WEIGHTS_ONLY = "weights_only" in inspect.signature(torch.load).parameters
+
+
+class TensorsOnlyUnpickler(pickle.Unpickler):
+    """An unpickler that knows tensors and ordered dictionaries, and refuses every other name."""
+
+    def find_class(self, module, name):
+        tensors = module == "torch._utils" and name in (
+            "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+        storages = module == "torch" and name.endswith("Storage")
+        containers = (module, name) == ("collections", "OrderedDict")
+        if tensors or storages or containers:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
+
+
+class TrustingUnpickler(pickle.Unpickler):
+    """An unpickler that takes our `Net` where a pickled module's own class `Net` isn't here."""
+
+    def find_class(self, module, name):
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            if name == "Net":
+                return Net
+            raise
+
+
+def _pickle_with(unpickler):
+    """What torch.load takes as `pickle_module`, with this unpickler."""
+    def load(file, **arguments):
+        return unpickler(file, **arguments).load()
+
+    return types.SimpleNamespace(__name__="pickle", Unpickler=unpickler, load=load)
+
+
+def check_state(state, expected, path):
+    """Raise MNISTError naming the first tensor of `state` that isn't as `expected` (state dicts)."""
+    if not isinstance(state, dict):
+        raise MNISTError(f"{path} holds a {type(state).__name__}, not a state dict")
+    for key in expected:
+        tensor = state.get(key)
+        if not isinstance(tensor, torch.Tensor):
+            raise MNISTError(f"{path} is not of this network: {key} is missing")
+        if tensor.shape != expected[key].shape:
+            raise MNISTError(f"{path} is not of this network: {key} has shape "
+                             f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}")
+        if not tensor.is_floating_point():
+            raise MNISTError(f"{path} is not of this network: {key} holds {tensor.dtype}, "
+                             "not floating-point numbers")
+    unknown = [str(key) for key in state if key not in expected]
+    if unknown:
+        raise MNISTError(f"{path} is not of this network: it holds {', '.join(unknown[:3])}, "
+                         "unknown here")

@@ -1,0 +1,168 @@
+"""What all scripts share: errors and exit status, flags, files written whole or not at all.
+
+Knows the standard library and nothing else, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class MNISTError(Exception):
+    """The work failed. The message is one or two lines that say what and what to do."""
+
+    exit_status = 1
+
+
+class UnavailableError(MNISTError):
+    """The script was asked for something that can't be: a bad flag, a missing engine or file."""
+
+    exit_status = 2
+
+
+def warn(text):
+    """Print one warning line on stderr."""
+    print("warning: " + text, file=sys.stderr, flush=True)
+
+
+def run_program(main):
+    """Run `main()` as a program: errors become one line on stderr and the right exit status.
+
+    0 done; 1 the work failed; 2 asked for something that can't be; 130 interrupted by Ctrl-C.
+    With `--debug` on the command line the traceback is shown as well.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Under a C locale a path with non-ASCII letters must not crash the message about it.
+        stream_encoding_survives(stream)
+    debug = "--debug" in sys.argv
+    try:
+        main()
+        sys.stdout.flush()
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+        print("\ninterrupted", file=sys.stderr)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if debug:
+            raise
+        status = getattr(error, "exit_status", 1)
+        print("error: " + describe_error(error), file=sys.stderr)
+    sys.exit(status)
+
+
+def stream_encoding_survives(stream):
+    """Make an output stream replace letters that its encoding lacks (Python 3.6 can't reconfigure)."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def describe_error(error):
+    """One or two lines for any exception; unforeseen ones say how to see the traceback."""
+    if isinstance(error, MNISTError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return f"{type(error).__name__}: {error}\n(unforeseen; --debug shows the traceback)"
+
+
+@contextlib.contextmanager
+def write_atomically(path):
+    """Give a binary file that becomes `path` on success and vanishes on any failure.
+
+    It is written under a temporary name in the same folder, flushed to the disk, then renamed: a
+    crash or a kill at any moment leaves the old file or the new one, whole.
+    """
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        raise UnavailableError(f"{path} is a folder, not a file to write")
+    folder, name = os.path.split(path)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=name + ".", suffix=".tmp", dir=folder)
+    except OSError as error:
+        raise MNISTError(f"can't write {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError):
+            raise MNISTError(f"can't write {path}: {error.strerror}") from error
+        raise
+
+
+def current_umask():
+    """The process's umask (reading it means setting it)."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+def save_json(path, record):
+    """Write `record` as JSON to `path`, or to stdout where `path` is "-"."""
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with write_atomically(path) as file:
+        file.write(text.encode())
+
+
+def positive_int(text):
+    """argparse type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+positive_int.__name__ = "whole number"  # argparse names the type in its error
+
+# One spelling and one help text for each flag that several scripts share.
+FLAGS = {
+    "data-dir": dict(metavar="DIR", help="where MNIST is (else $MNIST_DATA, else data/ here)"),
+    "weights": dict(metavar="FILE", default=os.path.join(HERE, "NetMNIST.pth"),
+                    help="weights to load (default: NetMNIST.pth beside the scripts)"),
+    "trust-pickle": dict(action="store_true",
+                         help="also load a whole pickled module; such a file can run any code"),
+    "device": dict(choices=("auto", "cpu", "cuda"), default="auto",
+                   help="where to run; auto takes CUDA where it works (default: %(default)s)"),
+    "batch-size": dict(type=positive_int, nargs="+", default=[1, 64], metavar="N",
+                       help="batch sizes to time (default: 1 64)"),
+    "threads": dict(type=positive_int, metavar="N",
+                    help="CPU threads (default: what torch chooses, one per core)"),
+    "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
+    "repeat": dict(type=positive_int, default=1, metavar="N",
+                   help="passes over the images (default: %(default)s)"),
+    "json": dict(metavar="FILE", help="write the record as JSON to FILE, or to stdout with -"),
+    "plot": dict(metavar="FILE", help="draw a plot into FILE (.png, .svg, .pdf)"),
+}
+
+
+def make_parser(doc):
+    """An argument parser from a program's docstring: its first paragraph, then its examples."""
+    description, _, epilogue = doc.strip().partition("\n\n")
+    parser = argparse.ArgumentParser(description=description, epilog=epilogue,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_flags(parser, *names, **defaults):
+    """Add shared flags by name; `defaults` (batch_size=64) replace a flag's own default."""
+    for name in names:
+        parser.add_argument("--" + name, **FLAGS[name])
+    parser.set_defaults(**defaults)

@@ -106,7 +106,7 @@ def read_pickle(path, trust_pickle):
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise MNISTError(
                 f"{path} is not a plain state dict: it names code to run, as whole pickled modules "
-                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it, where it "
+                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it where it "
                 "was made: torch.save(net.state_dict(), FILE)") from error
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise MNISTError(f"{path} is not a weights file, or is damaged ({reason[:150]})") from error
@@ -150,7 +150,7 @@ def _pickle_with(unpickler):
 
 
 def check_state(state, expected, path):
-    """Raise MNISTError naming the first tensor of `state` that isn't as `expected` (state dicts)."""
+    """Raise MNISTError naming the first tensor of `state` that isn't as in `expected`."""
     if not isinstance(state, dict):
         raise MNISTError(f"{path} holds a {type(state).__name__}, not a state dict")
     for key in expected:

@@ -5,6 +5,7 @@ same state-dict keys, so that weights travel both ways. To use your own network,
 contract (normalised float32 (B, 1, 28, 28) in, float32 (B, 10) log-probabilities out).
 """
 
+import copy
 import inspect
 import os
 import pickle
@@ -48,13 +49,12 @@ def fold_normalisation(net, mean, std):
     (x/255 - mean)/std is affine and conv1 has no padding, so it moves into conv1's weights: nobody
     downstream can forget the normalisation, and it costs nothing.
     """
-    folded = Net()
-    folded.load_state_dict(net.state_dict())
+    folded = copy.deepcopy(net)
     weight = net.conv1.weight.detach().double()
     with torch.no_grad():
         folded.conv1.weight.copy_(weight / (255 * std))
         folded.conv1.bias.copy_(net.conv1.bias.double() - weight.sum((1, 2, 3)) * mean / std)
-    return folded.train(net.training)
+    return folded
 
 
 def save_weights(net, path):
@@ -102,7 +102,7 @@ def read_pickle(path, trust_pickle):
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise MNISTError(
                 f"{path} is not a plain state dict: it names code to run, as whole pickled modules "
-                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it, where it "
+                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it where it "
                 "was made: torch.save(net.state_dict(), FILE)") from error
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise MNISTError(f"{path} is not a weights file, or is damaged ({reason[:150]})") from error
@@ -146,7 +146,7 @@ def _pickle_with(unpickler):
 
 
 def check_state(state, expected, path):
-    """Raise MNISTError naming the first tensor of `state` that isn't as `expected` (state dicts)."""
+    """Raise MNISTError naming the first tensor of `state` that isn't as in `expected`."""
     if not isinstance(state, dict):
         raise MNISTError(f"{path} holds a {type(state).__name__}, not a state dict")
     for key in expected:

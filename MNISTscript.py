@@ -30,20 +30,34 @@ def warn(text):
     print("warning: " + text, file=sys.stderr, flush=True)
 
 
+def show_progress(done, text=""):
+    """A bar on stderr that is overwritten in place; `done` from 0 to 1, None removes the bar.
+
+    Where stderr isn't a terminal there is no bar.
+    """
+    if not sys.stderr.isatty():
+        return
+    if done is None:
+        sys.stderr.write("\r\033[K")
+    else:
+        filled = int(done * 30)
+        sys.stderr.write(f"\r{text} [{'#' * filled}{'.' * (30 - filled)}] {done:4.0%}")
+    sys.stderr.flush()
+
+
 def run_program(main):
     """Run `main()` as a program: errors become one line on stderr and the right exit status.
 
-    0 done; 1 the work failed; 2 asked for something that can't be; 130 interrupted by Ctrl-C.
-    With `--debug` on the command line the traceback is shown as well.
+    0 done; 1 the work failed (also where `main` returns 1); 2 asked for something that can't be;
+    130 interrupted by Ctrl-C. With `--debug` on the command line an error shows its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         # Under a C locale a path with non-ASCII letters must not crash the message about it.
         stream_encoding_survives(stream)
     debug = "--debug" in sys.argv
     try:
-        main()
+        status = main() or 0
         sys.stdout.flush()
-        status = 0
     except KeyboardInterrupt:
         status = 130
         print("\ninterrupted", file=sys.stderr)
@@ -60,7 +74,7 @@ def run_program(main):
 
 
 def stream_encoding_survives(stream):
-    """Make an output stream replace letters that its encoding lacks (Python 3.6 can't reconfigure)."""
+    """Make an output stream replace letters that its encoding lacks (not on Python 3.6)."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 
@@ -115,10 +129,16 @@ def save_json(path, record):
     """Write `record` as JSON to `path`, or to stdout where `path` is "-"."""
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if path == "-":
-        sys.stdout.write(text)
+        sys.__stdout__.write(text)
         return
     with write_atomically(path) as file:
         file.write(text.encode())
+
+
+def keep_stdout_for_json(path):
+    """Where the record goes to stdout (`--json -`), send all other prints to stderr."""
+    if path == "-":
+        sys.stdout = sys.stderr
 
 
 def positive_int(text):
@@ -133,6 +153,9 @@ positive_int.__name__ = "whole number"  # argparse names the type in its error
 
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
+    "data": {"choices": ("auto", "mnist", "generated"), "default": "auto",
+             "help": "auto takes MNIST and, where it can't be had, digits drawn from fonts, "
+                     "with a warning (default: %(default)s)"},
     "data-dir": dict(metavar="DIR", help="where MNIST is (else $MNIST_DATA, else data/ here)"),
     "weights": dict(metavar="FILE", default=os.path.join(HERE, "NetMNIST.pth"),
                     help="weights to load (default: NetMNIST.pth beside the scripts)"),

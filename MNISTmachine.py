@@ -1,0 +1,147 @@
+"""The record of the machine that a number was measured on. A fact that can't be had is null."""
+
+import glob
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+
+from MNISTscript import HERE
+
+# What took part in a run is what was imported for it; its version goes into the record.
+LIBRARIES = ("numpy", "torch", "torchvision", "onnxruntime", "openvino", "tensorrt",
+             "tensorrt_rtx", "pycuda")
+
+
+def machine_record():
+    """A dict of what this machine is and what ran on it, ready for JSON. Needs no privileges."""
+    record = {
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "argv": [os.path.basename(sys.argv[0])] + sys.argv[1:],
+        "git_commit": run("git", "-C", HERE, "rev-parse", "--short", "HEAD"),
+        "os": operating_system(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cpus": os.cpu_count(),
+        "cpu_governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "ram_gib": ram_gib(),
+        "jetson": jetson(),
+    }
+    for name in LIBRARIES:
+        record[name] = getattr(sys.modules.get(name), "__version__", None)
+    record.update(torch_facts())
+    return record
+
+
+def describe_machine(record):
+    """The record in two lines for the screen."""
+    gpu = record["gpu"] or "no CUDA GPU"
+    if record["jetson"]:
+        gpu = "{model}, L4T {l4t}, power mode {power_mode}".format(**record["jetson"])
+    versions = [f"{name} {record[name]}" for name in LIBRARIES if record[name]]
+    return (f"{record['cpu']}, {record['cpus']} CPUs, {record['threads']} threads, {gpu}, "
+            f"{record['os']}\nPython {record['python']}, {', '.join(versions)}")
+
+
+def torch_facts():
+    """Threads, GPU and CUDA as torch sees them; all None where torch wasn't imported."""
+    facts = dict.fromkeys(("threads", "gpu", "compute_capability", "cuda", "cudnn", "driver"))
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return facts
+    facts["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        facts["cuda"] = torch.version.cuda
+        facts["cudnn"] = torch.backends.cudnn.version()
+        facts["driver"] = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return facts
+
+
+def operating_system():
+    """Its name and release, "Debian GNU/Linux 12 (bookworm)" rather than the kernel's."""
+    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', read("/etc/os-release") or "", re.MULTILINE)
+    return name.group(1) if name else f"{platform.system()} {platform.release()}"
+
+
+def cpu_name():
+    """The processor's model as the system names it."""
+    info = read("/proc/cpuinfo") or ""
+    name = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info, re.MULTILINE)
+    if name:
+        return name.group(1).strip()
+    return (run("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+            or platform.machine() or None)
+
+
+def ram_gib():
+    """Physical memory in GiB, one decimal."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+
+
+def jetson(root="/"):
+    """What a Jetson says of itself, from files that need no privileges; None elsewhere.
+
+    Sources: L4T's device tree, /etc/nv_tegra_release, nvpmodel's status and sysfs. `root` lets
+    tests give a folder of sample files.
+    """
+    def path(name):
+        return os.path.join(root, name)
+
+    model = read(path("proc/device-tree/model"))
+    release = read(path("etc/nv_tegra_release"))
+    if release is None and "jetson" not in (model or "").lower():
+        return None
+    l4t = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release or "")
+    mode = re.search(r"pmode:(\d+)", read(path("var/lib/nvpmodel/status")) or "")
+    zones = [read(zone) for zone in sorted(glob.glob(path("sys/class/thermal/thermal_zone*/temp")))]
+    degrees = [int(zone) / 1000 for zone in zones if zone and re.match(r"-?\d+$", zone)]
+    return {
+        "model": model,
+        "l4t": "{}.{}".format(*l4t.groups()) if l4t else None,
+        "power_mode": int(mode.group(1)) if mode else None,
+        "cpus_online": read(path("sys/devices/system/cpu/online")),
+        "cpu_mhz": scaled(read(path("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")), 1e3),
+        "cpu_max_mhz": scaled(
+            read(path("sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq")), 1e3),
+        "gpu_mhz": gpu_clock(root, "cur_freq"),
+        "gpu_max_mhz": gpu_clock(root, "max_freq"),
+        "hottest_c": max(degrees) if degrees else None,
+    }
+
+
+def gpu_clock(root, name):
+    """A clock of the Jetson's GPU in MHz (57000000.gpu on a Nano, 17000000.ga10b on an Orin)."""
+    for pattern in ("*gpu*", "*ga10b*", "*gv11b*", "*gp10b*"):
+        for folder in glob.glob(os.path.join(root, "sys/class/devfreq", pattern)):
+            return scaled(read(os.path.join(folder, name)), 1e6)
+    return None
+
+
+def scaled(text, divisor):
+    """A whole number in a file, in a larger unit; None where there is none."""
+    return int(text) / divisor if text and text.isdigit() else None
+
+
+def read(path):
+    """The text of a small file, stripped also of the device tree's NULs; None where unreadable."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def run(*command):
+    """The first line that a command prints; None where it isn't there, fails or dawdles."""
+    try:
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.decode(errors="replace").strip().split("\n")[0] or None

@@ -1,0 +1,166 @@
+"""The network, its weights on disk, and the weights files that other people send."""
+
+import os
+import sys
+import types
+
+import pytest
+import torch
+
+from MNISTmodel import Net, fold_normalisation, load_weights, save_weights
+from MNISTscript import MNISTError, UnavailableError
+
+
+class RunsCode:
+    """A pickle of this makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def torch_save(request):
+    """torch.save in both of its file formats."""
+    def save(thing, path):
+        torch.save(thing, path, _use_new_zipfile_serialization=request.param == "zip")
+        return path
+    return save
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_network_is_the_samples(net):
+    assert {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()} == {
+        "conv1.weight": (20, 1, 5, 5), "conv1.bias": (20,),
+        "conv2.weight": (50, 20, 5, 5), "conv2.bias": (50,),
+        "fc1.weight": (500, 800), "fc1.bias": (500,),
+        "fc2.weight": (10, 500), "fc2.bias": (10,)}
+    assert sum(parameter.numel() for parameter in net.parameters()) == 431080
+    log_probabilities = net(torch.rand(3, 1, 28, 28))
+    assert torch.allclose(log_probabilities.exp().sum(1), torch.ones(3))
+
+
+def test_folded_network_takes_raw_grey_levels(net):
+    grey = torch.randint(0, 256, (16, 1, 28, 28)).float()
+    folded = fold_normalisation(net, mean=0.1307, std=0.3081)
+    expected = net((grey / 255 - 0.1307) / 0.3081)
+    assert torch.allclose(folded(grey), expected, atol=1e-5)
+    assert not torch.allclose(net(grey), expected, atol=1e-2)
+
+
+def test_weights_come_back_as_saved(net, tmp_path):
+    net = net.to(memory_format=torch.channels_last)
+    save_weights(net, tmp_path / "net.pth")
+    loaded = load_weights(tmp_path / "net.pth")
+    assert same_weights(net, loaded) and not loaded.training
+    assert os.listdir(tmp_path) == ["net.pth"]
+
+
+def test_file_is_a_plain_state_dict(net, tmp_path):
+    save_weights(net, tmp_path / "net.pth")
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    assert list(state) == list(net.state_dict())
+
+
+def test_shipped_weights_are_a_plain_state_dict():
+    assert not load_weights().training
+
+
+def test_state_dict_of_either_format(net, tmp_path, torch_save):
+    assert same_weights(net, load_weights(torch_save(net.state_dict(), tmp_path / "net.pth")))
+
+
+def test_pickled_module_is_refused_unless_trusted(net, tmp_path, torch_save):
+    path = torch_save(net, tmp_path / "module.pth")
+    with pytest.raises(MNISTError, match="(?s)names code to run.*--trust-pickle"):
+        load_weights(path)
+    assert same_weights(net, load_weights(path, trust_pickle=True))
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source")
+def test_trusted_module_may_come_from_another_script(net, tmp_path, torch_save, monkeypatch):
+    """As when a script saved it that defined its own class Net."""
+    script = types.ModuleType("somebodys_script")
+    script.Net = type("Net", (Net,), {"__module__": script.__name__})
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    net.__class__ = script.Net
+    path = torch_save(net, tmp_path / "module.pth")
+    monkeypatch.delitem(sys.modules, script.__name__)
+    assert same_weights(net, load_weights(path, trust_pickle=True))
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path, torch_save):
+    path = torch_save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
+    with pytest.raises(MNISTError, match="refused"):
+        load_weights(path)
+    assert not (tmp_path / "proof").exists()
+    with pytest.raises(MNISTError):  # the trap does work: the file isn't weights, but code ran
+        load_weights(path, trust_pickle=True)
+    assert (tmp_path / "proof").exists()
+
+
+def test_without_weights_only_nothing_is_run_either(net, tmp_path, torch_save, monkeypatch):
+    """torch before 1.13 has no weights_only: our own unpickler stands in."""
+    import MNISTmodel
+    torch_load = torch.load
+    monkeypatch.setattr(MNISTmodel, "HAS_WEIGHTS_ONLY", False)
+    monkeypatch.setattr(torch, "load", lambda *args, **named: torch_load(
+        *args, weights_only=False, **named))
+    evil = torch_save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
+    with pytest.raises(MNISTError, match="refused"):
+        load_weights(evil)
+    assert not (tmp_path / "proof").exists()
+    with pytest.raises(MNISTError, match="refused"):
+        load_weights(torch_save(net, tmp_path / "module.pth"))
+    assert same_weights(net, load_weights(torch_save(net.state_dict(), tmp_path / "net.pth")))
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda state: state.pop("fc1.bias"), "fc1.bias is missing"),
+    (lambda state: state.update({"fc1.weight": torch.zeros(3, 4)}),
+     r"fc1.weight has shape \(3, 4\)"),
+    (lambda state: state.update({"fc3.weight": torch.zeros(1)}), "fc3.weight, unknown"),
+    (lambda state: state.update({"fc2.bias": torch.zeros(10).long()}),
+     "fc2.bias holds torch.int64"),
+    (lambda state: state.update({"fc2.bias": [0] * 10}), "fc2.bias is missing"),
+], ids=["missing", "shape", "unknown", "dtype", "no tensor"])
+def test_foreign_state_names_the_tensor(net, tmp_path, damage, words):
+    state = dict(net.state_dict())
+    damage(state)
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(MNISTError, match=words):
+        load_weights(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more", b"\x80\x02K\x01."])
+def test_other_files_are_not_weights(tmp_path, content):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(MNISTError, match="net.pth"):
+        load_weights(tmp_path / "net.pth")
+
+
+def test_truncated_weights(net, tmp_path):
+    save_weights(net, tmp_path / "net.pth")
+    whole = (tmp_path / "net.pth").read_bytes()
+    for length in (100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "net.pth").write_bytes(whole[:length])
+        with pytest.raises(MNISTError, match="damaged"):
+            load_weights(tmp_path / "net.pth")
+
+
+def test_no_weights_file(tmp_path):
+    with pytest.raises(UnavailableError, match="no weights file.*TrainMNIST.py"):
+        load_weights(tmp_path / "net.pth")
+    with pytest.raises(UnavailableError):
+        load_weights(tmp_path)

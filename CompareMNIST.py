@@ -13,6 +13,7 @@ exit status is 1.
 """
 
 import collections
+import itertools
 import json
 import os
 import sys
@@ -299,7 +300,7 @@ def save_plot(path, records):
 
     latency, throughput = figure.subplots(1, 2, sharey=True)
     batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
-    for batch_size, (marker, face, offset) in zip(batch_sizes, MARKERS):
+    for batch_size, (marker, face, offset) in zip(batch_sizes, itertools.cycle(MARKERS)):
         style = dict(marker=marker, color="black", markerfacecolor=face, markersize=6,
                      linestyle="none", label=f"batch {batch_size}")
         for place, (_, points) in enumerate(lines):

@@ -10,7 +10,9 @@ and offers two ways in, one for each of the two times that `MNISTtiming` takes:
     engine(images)            end-to-end: pixels in host memory to answers in host memory
     x = engine.prepare(images); engine.compute(x); engine.synchronise()      the network alone
 
-The answers may lie in a buffer that the next call overwrites. Normalisation is part of every
+The answers may lie in a buffer that the next call overwrites. An engine that brings data handling
+of its own also has `loop(images)`, which yields the answers of one batch after the other and takes
+the place of single calls on the end-to-end clock. Normalisation is part of every
 engine, so no caller can forget it. To add an engine: write a class like `TorchEngine` and give it a
 line in `ENGINES`.
 """

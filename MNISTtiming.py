@@ -16,7 +16,8 @@ import time
 from MNISTmachine import describe_machine, machine_record
 from MNISTscript import save_json, show_progress
 
-# Before an engine's first timed call, and before each of its turns where several take turns.
+# Calls that aren't timed, at least: as an engine is opened, and before each of its turns, since
+# another engine has used the caches meanwhile.
 WARM_UP = {"calls": 10, "seconds": 0.2}
 TURN_WARM_UP = {"calls": 3, "seconds": 0.02}
 

@@ -337,8 +337,9 @@ def augment(x, chance):
     """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
     thickened or thinned at random, the whole batch at once on its device."""
     import torch
-    from MNISTdsource import MEAN, STD
     from torch.nn.functional import affine_grid, grid_sample
+
+    from MNISTdsource import MEAN, STD
 
     def uniform(limit, *shape):
         return (torch.rand(len(x), *shape, generator=chance, device=x.device) * 2 - 1) * limit

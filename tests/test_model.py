@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+
 from MNISTmodel import Net, fold_normalisation, load_weights, save_weights
 from MNISTscript import MNISTError, UnavailableError
 

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from scripts import ROOT, run, start
 
 import TrainMNIST
 from MNISTmodel import load_weights
-from scripts import ROOT, run, start
 
 
 @pytest.fixture

@@ -163,8 +163,11 @@ def train(arguments, rank, world):
         raise
     if rank == 0:
         save_weights(net, arguments.output)
-        test = test or load_test_digits(arguments, device)
-        loss, right = evaluate(net, test)
+        if arguments.validate:
+            test = load_test_digits(arguments, device)
+            loss, right = evaluate(net, test)
+        else:  # the last epoch's line was of the test digits already
+            loss, right = history[-1]["loss"], round(history[-1]["accuracy"] * len(test[1]))
         result = report_result(arguments, loss, right, len(test[1]), time.perf_counter() - started)
         with contextlib.suppress(FileNotFoundError):
             os.remove(state_file)
@@ -334,8 +337,9 @@ def augment(x, chance):
     """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
     thickened or thinned at random, the whole batch at once on its device."""
     import torch
-    from MNISTdsource import MEAN, STD
     from torch.nn.functional import affine_grid, grid_sample
+
+    from MNISTdsource import MEAN, STD
 
     def uniform(limit, *shape):
         return (torch.rand(len(x), *shape, generator=chance, device=x.device) * 2 - 1) * limit

@@ -2,8 +2,9 @@
 
 import json
 
-import MNISTmachine
 import pytest
+
+import MNISTmachine
 
 NANO = {
     "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0",

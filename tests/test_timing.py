@@ -3,9 +3,10 @@
 import json
 import time
 
-import MNISTtiming
 import numpy as np
 import pytest
+
+import MNISTtiming
 
 IMAGES, CLASSES = 100, 10
 LABELS = np.arange(IMAGES) % CLASSES

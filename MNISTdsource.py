@@ -2,17 +2,24 @@
 
 A digit's way: IDX file → `load_split` → uint8 (N, 28, 28), white on black → an engine. MNIST is
 looked for where you say, else where the environment variable MNIST_DATA says, else in data/ beside
-the scripts. Knows numpy.
+the scripts, into which it is downloaded where it is missing. Knows numpy.
 """
 
+import contextlib
 import gzip
+import hashlib
+import http.client
+import io
 import os
 import struct
+import sys
+import time
+import urllib.request
 import zlib
 
 import numpy as np
 
-from MNISTscript import HERE, MNISTError, UnavailableError
+from MNISTscript import HERE, MNISTError, UnavailableError, warn, write_atomically
 
 # Mean and standard deviation of the grey levels of MNIST's training images, on a scale of 0 to 1.
 MEAN = 0.1307
@@ -20,11 +27,31 @@ STD = 0.3081
 
 DEFAULT_DATA_DIR = os.path.join(HERE, "data")
 
-# For each split: the file of images, the file of labels, how many digits.
+# The file of images and the file of labels of each split.
 SPLITS = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60000),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10000),
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+# Where MNIST is downloaded from, gzipped, tried in this order.
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://azureopendatastorage.blob.core.windows.net/mnist/",
+)
+
+# What makes a download MNIST: the digest of each file, decompressed.
+SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+TIMEOUT = 10  # seconds for a mirror to answer, and without a byte from it
+SLOWEST = 10000  # bytes per second; a slower mirror is given up
+MAX_DOWNLOAD = 16 << 20  # bytes; the largest of the files has 9.9 million
+MAX_FILE = 48 << 20  # bytes; decompressed, it has 47 million
 
 
 class IdxError(MNISTError):
@@ -122,17 +149,25 @@ def read_at_most(file, size):
 # --- MNIST ----------------------------------------------------------------------------------------
 
 
-def load_split(split, data_dir=None):
+def load_split(split, data_dir=None, download=True):
     """MNIST's "train" or "test" digits: images uint8 (N, 28, 28), labels uint8 (N,).
 
     Looks in `data_dir`, else in the folder that the environment variable MNIST_DATA names, else in
-    data/ beside the scripts, in this order and no further: a folder that was named and doesn't
-    hold the files is an error.
+    data/ beside the scripts, and no further: a folder that was named and doesn't hold the files is
+    an error. What is missing in data/ is downloaded into it, unless `download` is False.
 
     Raises DataError where the files can't be had, IdxError where one isn't what it should be.
     """
+    names = SPLITS[split]
     folder = data_dir or os.environ.get("MNIST_DATA") or DEFAULT_DATA_DIR
-    image_path, label_path = (find_file(folder, name) for name in SPLITS[split][:2])
+    missing = [name for name in names if find_file(folder, name) is None]
+    if missing and (folder != DEFAULT_DATA_DIR or not download):
+        raise DataError(f"{folder} doesn't hold {' and '.join(missing)} (or .gz, or in MNIST/raw)"
+                        if os.access(folder, os.R_OK | os.X_OK) else
+                        f"{folder}, where MNIST should be, is not a folder that can be read")
+    for name in missing:
+        fetch(name, folder)
+    image_path, label_path = (find_file(folder, name) for name in names)
     images, labels = read_idx(image_path), read_idx(label_path)
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
         raise IdxError(f"{image_path} holds {images.dtype} {images.shape}, not images: "
@@ -150,14 +185,119 @@ def load_split(split, data_dir=None):
 
 
 def find_file(folder, name):
-    """The path of one of MNIST's files in a folder, in any of its usual places and spellings."""
+    """The path of one of MNIST's files in any of its usual places and spellings, or None."""
     for place in (folder, os.path.join(folder, "MNIST", "raw")):  # flat, and torchvision's layout
         for spelling in (name, name.replace("-idx", ".idx")):
             for suffix in ("", ".gz"):
                 path = os.path.join(place, spelling + suffix)
                 if os.path.isfile(path):
                     return path
-    raise DataError(f"{folder} doesn't hold {name} or {name}.gz")
+    return None
+
+
+def load_digits(split, source="auto", data_dir=None, limit=None):
+    """The first `limit` digits of a split, and where they are from: (images, labels, source).
+
+    `source` asks for "mnist", for "generated" digits, or with "auto" for MNIST, and where that
+    can't be had for generated digits, with a warning. A folder that was named, by `data_dir` or by
+    MNIST_DATA, has to hold MNIST. The source given back is "MNIST" or "generated".
+    """
+    if source != "generated":
+        try:
+            images, labels = load_split(split, data_dir)
+            return images[:limit], labels[:limit], "MNIST"
+        except DataError as error:
+            if source == "mnist" or data_dir or os.environ.get("MNIST_DATA"):
+                raise
+            warn(str(error))
+            warn("going on with GENERATED digits, drawn after fonts: "
+                 "any accuracy below is on these, not on MNIST")
+    number, seed = GENERATED[split]
+    return generated_digits(min(number, limit or number), seed) + ("generated",)
+
+
+# --- Download -------------------------------------------------------------------------------------
+
+
+def fetch(name, folder):
+    """Download one of MNIST's files into `folder`, as name.gz, from the first mirror that has it.
+
+    The file appears there whole and verified or not at all. Raises DataError with what was tried.
+    """
+    failures = []
+    for mirror in MIRRORS:
+        url = mirror + name + ".gz"
+        try:
+            content = download(url)
+            verify(content, name)
+        # urllib's errors are OSErrors; a bad address in a redirect is a ValueError
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = (str(error) or type(error).__name__).split("\n")[0]
+            failures.append(f"\n  {url}: {reason}")
+            continue
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with write_atomically(os.path.join(folder, name + ".gz")) as file:
+                file.write(content)
+            return
+        except (OSError, MNISTError) as error:
+            raise DataError(f"downloaded {name}.gz, but can't keep it: {error}") from error
+    raise DataError(
+        f"{folder} doesn't hold MNIST, and it couldn't be downloaded:" + "".join(failures)
+        + "\nBy hand: get " + ", ".join(sorted(name + ".gz" for name in SHA256))
+        + f"\nfrom one of these addresses and put them into {folder} as they are, or into any "
+        "folder that you name with --data-dir or MNIST_DATA.")
+
+
+def download(url):
+    """The bytes at `url`. Raises OSError, ValueError or http.client.HTTPException."""
+    start = time.monotonic()
+    content = bytearray()
+    with progress_bar(url) as show, urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        total = int(response.headers.get("Content-Length") or 0)
+        while not total or len(content) < total:
+            chunk = response.read1(1 << 16)  # what has come; read() could wait for ever on a drip
+            if not chunk:
+                break
+            content += chunk
+            show(len(content), total)
+            if len(content) > MAX_DOWNLOAD:
+                raise OSError(f"more than {MAX_DOWNLOAD} bytes: that is not MNIST")
+            if time.monotonic() - start > TIMEOUT + len(content) / SLOWEST:
+                raise OSError(f"too slow: {len(content)} bytes in {TIMEOUT} s")
+        if len(content) < total:
+            raise OSError(f"broke off after {len(content)} of {total} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def progress_bar(url):
+    """Say on stderr what is downloaded, and give a function that shows how far it got, in bytes."""
+    terminal = sys.stderr.isatty()
+    print(f"downloading {url}", file=sys.stderr, flush=True)
+
+    def show(done, total):
+        if terminal:
+            bar = "#" * (30 * done // total) if total else ""
+            print(f"\r[{bar:30}] {done / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if terminal:
+            print(file=sys.stderr)
+
+
+def verify(content, name):
+    """Raise OSError unless the gzipped `content` is MNIST's file `name`."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            digest = hashlib.sha256(read_at_most(file, MAX_FILE)).hexdigest()
+    except (OSError, EOFError, zlib.error) as error:
+        raise OSError(f"not a whole gzip file ({error})") from error
+    if digest != SHA256[name]:
+        raise OSError(f"not MNIST's {name}: SHA-256 {digest}")
+
 
 
 # --- Drawings -------------------------------------------------------------------------------------
@@ -226,6 +366,7 @@ FONTS = (("DejaVuSans", "0l23456789"), ("DejaVuSans-Oblique", "0123456789"),
          ("cmss10", "0l23456789"), ("cmtt10", "0123456789"))
 FIELD = 40  # lines and columns of a distance field
 FIELD_EDGE = 0.85  # it spans -0.85 to 0.85 both ways; the digit's height is 1
+GENERATED = {"train": (60000, 1), "test": (10000, 0)}  # what stands for a split: how many, seed
 CANVAS = 36  # pixels; a digit is drawn on so many, then prepared like any drawing
 BLOCK = 500  # digits drawn at once
 
@@ -311,7 +452,7 @@ def interpolate(fields, y, x):
 
 
 def font_digits():
-    """Each font's digits as `distance_field` gives them: (fonts, 10, FIELD, FIELD) and the radii."""
+    """Each font's digits, as `distance_field` gives them: (fonts, 10, FIELD, FIELD) and radii."""
     try:
         import matplotlib
         from matplotlib.font_manager import FontProperties

@@ -1,0 +1,40 @@
+"""Where the tests find real digits; a test that needs them is skipped, with the reason, without."""
+
+import os
+
+import numpy as np
+import pytest
+
+import MNISTdsource
+from MNISTscript import HERE
+
+SHARED_DATA = os.path.join(os.path.dirname(HERE), "shared", "data")
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """The folder that holds the real MNIST, all four files."""
+    folder = os.environ.get("MNIST_DATA") or MNISTdsource.DEFAULT_DATA_DIR
+    for names in MNISTdsource.SPLITS.values():
+        for name in names:
+            if MNISTdsource.find_file(folder, name) is None:
+                pytest.skip(f"no real MNIST: {folder} doesn't hold {name} (set MNIST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pen_digits():
+    """Digits drawn with a pen: a list of (strokes, label), a stroke an int16 array (points, 2).
+
+    x goes right and y down; each digit spans 0 to 1000 along its longer side.
+    """
+    folder = os.environ.get("PEN_DIGITS") or os.path.join(SHARED_DATA, "pen_digits")
+    path = os.path.join(folder, "pen_digits.npz")
+    if not os.path.isfile(path):
+        pytest.skip(f"no pen digits: {path} isn't there (set PEN_DIGITS)")
+    with np.load(path) as arrays:
+        strokes = np.split(arrays["points"], np.cumsum(arrays["stroke_lengths"])[:-1])
+        ends = np.cumsum(arrays["strokes_per_digit"])
+        starts = ends - arrays["strokes_per_digit"]
+        return [(strokes[start:end], int(label))
+                for start, end, label in zip(starts, ends, arrays["labels"])]

@@ -8,6 +8,7 @@ Needs PyQt5 and a display. MNIST is used where it is already there, never fetche
 shows its keys.
 """
 
+import os
 import time
 
 from MNISTscript import add_flags, make_parser, run_program
@@ -18,9 +19,10 @@ class Reader:
 
     def __init__(self, options):
         import numpy as np
-        from MNISTengine import choose_device, open_engine
+        from MNISTengine import choose_device, open_engine, set_threads
         from MNISTmodel import load_weights
 
+        set_threads(max(1, os.cpu_count() - 1))  # one is the window's
         net = load_weights(options.weights, options.trust_pickle)
         self.engine = open_engine(options.engine, net, choose_device(options.device))
         self.batch_size = self.engine.batch_size

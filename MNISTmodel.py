@@ -52,13 +52,12 @@ def fold_normalisation(net, mean, std):
     (x/255 - mean)/std is affine and conv1 has no padding, so it moves into conv1's weights: nobody
     downstream can forget the normalisation, and it costs nothing.
     """
-    folded = Net()
-    folded.load_state_dict(net.state_dict())
+    folded = copy.deepcopy(net)
     weight = net.conv1.weight.detach().double()
     with torch.no_grad():
         folded.conv1.weight.copy_(weight / (255 * std))
         folded.conv1.bias.copy_(net.conv1.bias.double() - weight.sum((1, 2, 3)) * mean / std)
-    return folded.train(net.training)
+    return folded
 
 
 def save_weights(net, path):

@@ -19,13 +19,13 @@ from MNISTdsource import digit_from_drawing, load_split
 from MNISTscript import MNISTError, UnavailableError, write_atomically
 
 try:
-    from PyQt5.QtCore import (QBuffer, QEvent, QPoint, QPointF, QRect, QRectF, QSettings, QSize, Qt,
-                              QThread, QTimer, pyqtSignal)
+    from PyQt5.QtCore import (QBuffer, QEvent, QPointF, QRect, QRectF, QSettings, QSize, Qt, QThread,
+                              QTimer, pyqtSignal)
     from PyQt5.QtGui import (QColor, QImage, QImageReader, QKeySequence, QPainter, QPainterPath,
                              QPalette, QPen, QTabletEvent)
     from PyQt5.QtWidgets import (QAction, QActionGroup, QApplication, QFileDialog, QHBoxLayout,
                                  QLabel, QMainWindow, QMessageBox, QSizePolicy, QSlider, QSpinBox,
-                                 QStyle, QToolBar, QVBoxLayout, QWidget)
+                                 QToolBar, QVBoxLayout, QWidget)
 except ImportError as error:
     raise UnavailableError(f"the window needs PyQt5 ({error}): pip install PyQt5\n"
                            "(on a Jetson: sudo apt install python3-pyqt5)") from error
@@ -35,6 +35,9 @@ PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIS
 PEN_WIDTHS = 16, 140
 UNDO_STEPS = 40
 LARGEST_PICTURE = 6000 * 6000  # pixels of a file that Open accepts
+
+BEGINS, GOES_ON, ENDS = range(3)  # the phases of a stroke
+TABLET_PHASES = {QEvent.TabletPress: BEGINS, QEvent.TabletMove: GOES_ON, QEvent.TabletRelease: ENDS}
 
 ACCENT = QColor("#2f6fdb")
 RIGHT, WRONG, MARK = QColor("#1a7f4b"), QColor("#c62f3b"), QColor("#ff9d00")
@@ -61,6 +64,7 @@ QStatusBar::item { border: none; }
 
 def start_application(name):
     """The QApplication of a program called `name`; UnavailableError where no window can open."""
+    sys.setswitchinterval(0.0005)  # the worker thread soon lets the window's have its turn
     application = QApplication.instance()
     if application is None:
         check_display()
@@ -214,7 +218,6 @@ class Canvas(QWidget):
 
     def __init__(self):
         super().__init__(objectName="canvas")
-        self.setAttribute(Qt.WA_StaticContents)
         self.setCursor(Qt.CrossCursor)
         self.setFocusPolicy(Qt.ClickFocus)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
@@ -276,9 +279,9 @@ class Canvas(QWidget):
         self.draw_curve(middle, last, next_middle)
         self.stroke = next_middle, point, erases
 
-    def end_stroke(self):
+    def end_stroke(self, point):
         middle, last, _ = self.stroke
-        self.draw_curve(middle, last, last)
+        self.draw_curve(middle, last, point)
         self.stroke = None
 
     def draw_curve(self, start, control, end):
@@ -314,30 +317,34 @@ class Canvas(QWidget):
         painter.drawImage(box.topLeft(), piece)
         painter.end()
 
-    # Events. Touch needs no code: Qt turns what we leave alone into mouse events.
+    # Events. A finger's need no code: Qt makes mouse events of them.
 
     def mousePressEvent(self, event):
-        if event.button() in (Qt.LeftButton, Qt.RightButton) and self.stroke is None:
-            self.begin_stroke(self.to_picture(event.localPos()),
-                              self.erasing or event.button() == Qt.RightButton)
+        if event.button() in (Qt.LeftButton, Qt.RightButton):
+            self.draw(BEGINS, event.localPos(), erases=event.button() == Qt.RightButton)
 
     def mouseMoveEvent(self, event):
-        if self.stroke is not None:
-            self.continue_stroke(self.to_picture(event.localPos()))
+        self.draw(GOES_ON, event.localPos())
 
     def mouseReleaseEvent(self, event):
-        if self.stroke is not None and not event.buttons():
-            self.end_stroke()
+        if not event.buttons():
+            self.draw(ENDS, event.localPos())
 
     def tabletEvent(self, event):
-        point = self.to_picture(event.posF())
-        if event.type() == QEvent.TabletPress and self.stroke is None:
-            self.begin_stroke(point, self.erasing or event.pointerType() == QTabletEvent.Eraser)
-        elif event.type() == QEvent.TabletMove and self.stroke is not None:
-            self.continue_stroke(point)
-        elif event.type() == QEvent.TabletRelease and self.stroke is not None:
-            self.end_stroke()
+        self.draw(TABLET_PHASES[event.type()], event.posF(),
+                  erases=event.pointerType() == QTabletEvent.Eraser)
         event.accept()
+
+    def draw(self, phase, position, erases=False):
+        """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
+        point = self.to_picture(position)
+        if self.stroke is None:
+            if phase == BEGINS:
+                self.begin_stroke(point, self.erasing or erases)
+        elif phase == GOES_ON:
+            self.continue_stroke(point)
+        elif phase == ENDS:
+            self.end_stroke(point)
 
     def paintEvent(self, event):
         square = largest_square(self.rect())
@@ -844,8 +851,8 @@ class DigitWindow(QMainWindow):
         self.read_test_set()
 
     def do_without_test_set(self, error):
+        self.statusBar().addPermanentWidget(QLabel("No MNIST here: drawing only"))
         self.test_set_bar.setToolTip(str(error))
-        self.statusBar().addPermanentWidget(QLabel("MNIST is not here: drawing only"))
 
     def count(self):
         return len(self.images)

@@ -128,9 +128,11 @@ def test_without_weights_only_nothing_is_run_either(net, tmp_path, torch_save, m
 
 @pytest.mark.parametrize("damage, words", [
     (lambda state: state.pop("fc1.bias"), "fc1.bias is missing"),
-    (lambda state: state.update({"fc1.weight": torch.zeros(3, 4)}), r"fc1.weight has shape \(3, 4\)"),
+    (lambda state: state.update({"fc1.weight": torch.zeros(3, 4)}),
+     r"fc1.weight has shape \(3, 4\)"),
     (lambda state: state.update({"fc3.weight": torch.zeros(1)}), "fc3.weight, unknown"),
-    (lambda state: state.update({"fc2.bias": torch.zeros(10).long()}), "fc2.bias holds torch.int64"),
+    (lambda state: state.update({"fc2.bias": torch.zeros(10).long()}),
+     "fc2.bias holds torch.int64"),
     (lambda state: state.update({"fc2.bias": [0] * 10}), "fc2.bias is missing"),
 ], ids=["missing", "shape", "unknown", "dtype", "no tensor"])
 def test_foreign_state_names_the_tensor(net, tmp_path, damage, words):

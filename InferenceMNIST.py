@@ -22,6 +22,7 @@ def main():
     keep_stdout_for_json(arguments.json)
 
     from MNISTdsource import load_test_digits
+
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTmodel import load_weights
     from MNISTtiming import make_record, publish, time_engine

@@ -1,8 +1,10 @@
 """TensorRT engines of the network: built from ONNX, kept in a cache, loaded, run.
 
 Serves every TensorRT from 8.0 (Jetson Nano) to 11 and TensorRT-RTX (GeForce). What a version calls
-things is found out with `hasattr`, in four places: `build_engine`, `set_workspace`, `HAS_FP16_FLAG`
-and the two calling conventions `NamedTensors` and `Bindings`.
+things is found out with `hasattr`, never from its number.
+
+The way: `EngineFile` exports the graph, builds the engine and keeps it in the cache; `load_engine`
+gives it to TensorRT again; `TensorRTEngine` runs it. docs/tensorrt.md tells the same step by step.
 """
 
 import contextlib
@@ -16,8 +18,8 @@ import threading
 import time
 
 import numpy as np
-
 from MNISTdsource import MEAN, STD
+
 from MNISTscript import HERE, MNISTError, UnavailableError, save_json, warn, write_atomically
 
 PRECISIONS = ("fp32", "tf32", "fp16")
@@ -184,7 +186,7 @@ class EngineFile:
         gpu, compute_capability = find_gpu()
         self.wanted = {
             "weights_sha256": weights_digest(net),
-            "onnx_sha256": hashlib.sha256(self.graph).hexdigest(),
+            "onnx_sha256": digest(self.graph),
             "tensorrt": self.trt.__name__,
             "tensorrt_version": self.trt.__version__,
             "gpu": gpu,
@@ -195,7 +197,7 @@ class EngineFile:
         }
 
     def read(self):
-        """The engine's bytes; None where the file isn't the one wanted, saying in what it differs."""
+        """The engine's bytes; None where the file isn't the one wanted, saying what differs."""
         try:
             with open(self.path, "rb") as file:
                 plan = file.read()
@@ -228,10 +230,9 @@ class EngineFile:
         `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
         to is a warning. Raises MNISTError where the graph or the build fails.
         """
-        from MNISTmodel import TOLERANCES, check_onnx, fold_normalisation
+        from MNISTmodel import check_onnx
 
-        checked = check_onnx(self.graph, fold_normalisation(self.net, MEAN, STD),
-                             TOLERANCES[self.graph_precision], digits)
+        checked = check_onnx(self.graph, self.net, MEAN, STD, self.graph_precision, digits)
         print(f"{self.graph_path}: {checked}", file=sys.stderr)
         started = time.monotonic()
         with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
@@ -431,11 +432,11 @@ def choose_memory(wanted="auto"):
     raise UnavailableError("TensorRT can't run here: " + ", ".join(reasons))
 
 
-def why_not():
+def why_not(memory="auto"):
     """None where TensorRT engines can run on this machine, else the reason, with the remedy."""
     try:
         import_tensorrt()
-        choose_memory()
+        choose_memory(memory)
     except UnavailableError as error:
         return str(error)
     return None
@@ -527,7 +528,7 @@ class NamedTensors(LoadedEngine):
         self.context.set_tensor_address(tensor, address)
 
     def execute(self, stream_handle):
-        return self.context.execute_async_v3(stream_handle)
+        return self.context.execute_async_v3(stream_handle=stream_handle)
 
 
 class Bindings(LoadedEngine):
@@ -556,7 +557,8 @@ class Bindings(LoadedEngine):
         self.addresses[tensor] = address
 
     def execute(self, stream_handle):
-        return self.context.execute_async_v2(self.addresses, stream_handle)
+        return self.context.execute_async_v2(bindings=self.addresses,
+                                             stream_handle=stream_handle)
 
 
 def create_context(trt, engine):
@@ -676,10 +678,10 @@ def open_tensorrt(net, precision="fp32", batch_size=64, batches=None, stem=DEFAU
     return TensorRTEngine(trt, loaded, precision, batch_size, gpu_memory)
 
 
-def open_engine_file(path, batch_size=None, memory="auto"):
+def open_engine_file(path, precision="fp32", batch_size=None, memory="auto"):
     """A `TensorRTEngine` from an engine built elsewhere, at its largest batch unless told.
 
-    Its precision isn't known: it is called "engine's own".
+    `precision` is what it is said to be: a file doesn't tell.
     """
     trt = import_tensorrt()
     gpu_memory = choose_memory(memory)()
@@ -689,4 +691,4 @@ def open_engine_file(path, batch_size=None, memory="auto"):
     except OSError as error:
         raise UnavailableError(f"can't read {path}: {error.strerror}") from error
     loaded = load_engine(trt, plan)
-    return TensorRTEngine(trt, loaded, "own", batch_size or loaded.batches[1], gpu_memory)
+    return TensorRTEngine(trt, loaded, precision, batch_size or loaded.batches[1], gpu_memory)

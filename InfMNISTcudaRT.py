@@ -51,7 +51,7 @@ def main():
                      "--dynamic, --rebuild and --build-only")
     keep_stdout_for_json(arguments.json)
 
-    from MNISTdsource import load_test_digits
+    from MNISTdsource import load_digits
     from MNISTmodel import load_weights
     from MNISTtensorrt import flavour, import_tensorrt
 
@@ -60,7 +60,8 @@ def main():
     if not arguments.build_only:
         check_gpu(arguments.memory)
     net = load_weights(arguments.weights, arguments.trust_pickle)
-    images, labels, source = load_test_digits(arguments.data_dir, arguments.limit)
+    images, labels, source = load_digits("test", data_dir=arguments.data_dir,
+                                         limit=arguments.limit)
     if arguments.build_only:
         return build(arguments, net, images)
     return time_engines(arguments, net, images, labels, source)

@@ -21,7 +21,7 @@ def main():
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
 
-    from MNISTdsource import load_test_digits
+    from MNISTdsource import load_digits
 
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTmodel import load_weights
@@ -30,7 +30,8 @@ def main():
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     net = load_weights(arguments.weights, arguments.trust_pickle)
-    images, labels, source = load_test_digits(arguments.data_dir, arguments.limit)
+    images, labels, source = load_digits("test", data_dir=arguments.data_dir,
+                                         limit=arguments.limit)
     reference = reference_answers(net, images)
     rows = []
     for batch_size in arguments.batch_size:

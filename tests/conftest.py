@@ -1,6 +1,7 @@
 """Where the tests find real digits; a test that needs them is skipped, with the reason, without."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -38,3 +39,15 @@ def pen_digits():
         starts = ends - arrays["strokes_per_digit"]
         return [(strokes[start:end], int(label))
                 for start, end, label in zip(starts, ends, arrays["labels"])]
+
+
+@pytest.fixture(scope="session")
+def small_mnist(tmp_path_factory):
+    """A folder with MNIST's four files that hold 1,000 training and 300 test digits, generated."""
+    folder = tmp_path_factory.mktemp("small_mnist")
+    images, labels = MNISTdsource.generated_digits(1300, seed=0)
+    for names, part in zip(MNISTdsource.SPLITS.values(), (slice(1000), slice(1000, None))):
+        for name, array in zip(names, (images[part], labels[part])):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / name).write_bytes(header + array.tobytes())
+    return folder

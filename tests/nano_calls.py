@@ -18,6 +18,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = os.path.join(ROOT, "tests", "nano_calls.txt")
 LIBRARIES = ("numpy", "torch", "matplotlib", "PyQt5", "tensorrt")
+OPTIONAL = ("tensorrt_rtx", "pycuda", "onnx", "onnxruntime", "openvino", "torchvision")
 
 # Newer than a Jetson Nano's versions: since when, and the feature test that has to stand in every
 # file that uses it.
@@ -156,11 +157,26 @@ def shared_flags():
 
 
 def all_uses():
-    """All uses but those of the project's own attributes: {name: "file:line"}."""
-    own = own_names()
+    """All uses but of attributes that may be the project's own or Python's: {name: "file:line"}."""
+    others = own_names() | standard_attributes()
     return {name: "%s:%d" % (os.path.basename(path), line)
             for path in programs() for name, line in uses(path).items()
-            if not (name.startswith(".") and name[1:] in own)}
+            if not (name.startswith(".") and name[1:] in others)}
+
+
+def standard_attributes():
+    """The attributes of Python's own types and of the standard modules that the project imports
+    (whether Python 3.6 has them is for vermin to say)."""
+    modules = {"builtins"}
+    for path in programs():
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module)
+    return attributes_of(importlib.import_module(name) for name in modules
+                         if name.split(".")[0] not in LIBRARIES + OPTIONAL
+                         and not os.path.exists(os.path.join(ROOT, name + ".py")))
 
 
 # --- Looking the names up, in the versions that this Python has ------------------------------------
@@ -192,10 +208,10 @@ def takes(function, keyword):
     return keyword in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
-def all_attributes():
-    """The attributes of every class and module that is loaded."""
+def attributes_of(modules):
+    """The attributes of modules and of the classes in them."""
     found = set()
-    for module in list(sys.modules.values()):
+    for module in modules:
         found.update(dir(module))
         for thing in list(getattr(module, "__dict__", {}).values()):
             if isinstance(thing, type):
@@ -205,9 +221,9 @@ def all_attributes():
 
 def main():
     for name in ("torch", "numpy", "matplotlib.pyplot", "PyQt5.QtCore", "PyQt5.QtGui",
-                 "PyQt5.QtWidgets", "http.client", "gzip", "zipfile"):
+                 "PyQt5.QtWidgets"):
         importlib.import_module(name)
-    attributes = all_attributes()
+    attributes = attributes_of(list(sys.modules.values()))
     used = {name: place for name, place in all_uses().items()
             if name not in NEWER and name not in ELSEWHERE}
     missing = [name for name in sorted(used) if not exists(name, attributes)]

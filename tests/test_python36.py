@@ -59,7 +59,7 @@ def test_newer_call_is_guarded(name):
 
 def test_a_new_name_is_noticed(tmp_path):
     (tmp_path / "new.py").write_text(
-        "import torch.nn.functional as F\nfrom torch import nn\n"
+        "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
         "torch.compile(nn.Linear(1, 2, device=None))\nF.relu(x).nansum()\n")
     assert set(nano_calls.uses(tmp_path / "new.py")) == {
         "torch.compile", "torch.nn.Linear", "torch.nn.Linear(device)", "torch.nn.functional.relu",

@@ -44,7 +44,10 @@ def pen_digits():
 @pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory):
     """A folder with MNIST's four files that hold 1,000 training and 300 test digits, generated."""
-    folder = tmp_path_factory.mktemp("small_mnist")
+    return write_small_mnist(tmp_path_factory.mktemp("small_mnist"))
+
+
+def write_small_mnist(folder):
     images, labels = MNISTdsource.generated_digits(1300, seed=0)
     for names, part in zip(MNISTdsource.SPLITS.values(), (slice(1000), slice(1000, None))):
         for name, array in zip(names, (images[part], labels[part])):

@@ -101,7 +101,7 @@ def uses(path):
             function = dotted(node.func, known)
             for keyword in node.keywords:
                 if function and keyword.arg:
-                    found["%s(%s)" % (function, keyword.arg)] = node.lineno
+                    found[f"{function}({keyword.arg})"] = node.lineno
     return found
 
 
@@ -157,9 +157,9 @@ def shared_flags():
 
 
 def all_uses():
-    """All uses but of attributes that may be the project's own or Python's: {name: "file:line"}."""
+    """All uses but attributes that may be the project's own or Python's: {name: "file:line"}."""
     others = own_names() | standard_attributes()
-    return {name: "%s:%d" % (os.path.basename(path), line)
+    return {name: f"{os.path.basename(path)}:{line}"
             for path in programs() for name, line in uses(path).items()
             if not (name.startswith(".") and name[1:] in others)}
 
@@ -179,7 +179,7 @@ def standard_attributes():
                          and not os.path.exists(os.path.join(ROOT, name + ".py")))
 
 
-# --- Looking the names up, in the versions that this Python has ------------------------------------
+# --- Looking the names up, in the versions that this Python has -----------------------------------
 
 
 def exists(name, attributes):
@@ -228,7 +228,7 @@ def main():
             if name not in NEWER and name not in ELSEWHERE}
     missing = [name for name in sorted(used) if not exists(name, attributes)]
     for name in missing:
-        print("%s: %s is not in these versions" % (used[name], name))
+        print(f"{used[name]}: {name} is not in these versions")
     if "--write" in sys.argv:
         with open(KNOWN, "w") as file:
             file.write("\n".join(sorted(set(used) - set(missing))) + "\n")

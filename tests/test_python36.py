@@ -9,9 +9,8 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import nano_calls
+import pytest
 from scripts import ROOT
 
 FILES = [os.path.basename(path) for path in nano_calls.programs()]
@@ -78,8 +77,8 @@ def python36(tmp_path_factory):
 
     def run(*command):
         done = subprocess.run(
-            [interpreter, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
-            timeout=300, env={**os.environ, "QT_QPA_PLATFORM": "offscreen", "PYTHONWARNINGS": "ignore"})
+            [interpreter, "-W", "ignore", *map(str, command)], cwd=ROOT, capture_output=True,
+            text=True, timeout=300, env={**os.environ, "QT_QPA_PLATFORM": "offscreen"})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     return run

@@ -121,6 +121,8 @@ def train(arguments, rank, world):
     from MNISTmodel import Net, save_weights
 
     check_writable(arguments.output)
+    if arguments.plot:
+        import matplotlib  # noqa: F401  (find out before the training that it is missing)
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     if device == "cuda":

@@ -28,7 +28,7 @@ from MNISTscript import (
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "weights", "trust-pickle", "batch-size")
+    add_flags(parser, "data", "data-dir", "weights", "trust-pickle", "batch-size")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "tf32", "fp16"),
                         default=["fp32"], help="what to compute in (default: fp32, without TF32)")
     parser.add_argument("--dynamic", action="store_true",
@@ -60,8 +60,8 @@ def main():
     if not arguments.build_only:
         check_gpu(arguments.memory)
     net = load_weights(arguments.weights, arguments.trust_pickle)
-    images, labels, source = load_digits("test", data_dir=arguments.data_dir,
-                                         limit=arguments.limit)
+    images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
+                                         arguments.limit)
     if arguments.build_only:
         return build(arguments, net, images)
     return time_engines(arguments, net, images, labels, source)

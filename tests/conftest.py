@@ -24,6 +24,18 @@ def mnist_dir():
 
 
 @pytest.fixture(scope="session")
+def small_mnist(tmp_path_factory):
+    """A folder of few digits in MNIST's files: 1,000 to train on, 300 to test on, generated."""
+    folder = tmp_path_factory.mktemp("small_mnist")
+    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (1000, 300)):
+        images, labels = MNISTdsource.generated_digits(count, seed=count)
+        for name, array in ((image_name, images), (label_name, labels)):
+            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
+            (folder / name).write_bytes(header + array.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pen_digits():
     """Digits drawn with a pen: a list of (strokes, label), a stroke an int16 array (points, 2).
 
@@ -39,18 +51,3 @@ def pen_digits():
         starts = ends - arrays["strokes_per_digit"]
         return [(strokes[start:end], int(label))
                 for start, end, label in zip(starts, ends, arrays["labels"])]
-
-
-@pytest.fixture(scope="session")
-def small_mnist(tmp_path_factory):
-    """A folder with MNIST's four files that hold 1,000 training and 300 test digits, generated."""
-    return write_small_mnist(tmp_path_factory.mktemp("small_mnist"))
-
-
-def write_small_mnist(folder):
-    images, labels = MNISTdsource.generated_digits(1300, seed=0)
-    for names, part in zip(MNISTdsource.SPLITS.values(), (slice(1000), slice(1000, None))):
-        for name, array in zip(names, (images[part], labels[part])):
-            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-            (folder / name).write_bytes(header + array.tobytes())
-    return folder

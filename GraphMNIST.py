@@ -19,6 +19,7 @@ class Reader:
 
     def __init__(self, options):
         import numpy as np
+
         from MNISTengine import choose_device, open_engine, set_threads
         from MNISTmodel import load_weights
 
@@ -45,8 +46,9 @@ class AnswerPanel:
     below = None
 
     def __init__(self):
-        from MNISTwidgets import AnswerView, DigitView, ProbabilityBars, captioned
         from PyQt5.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+        from MNISTwidgets import AnswerView, DigitView, ProbabilityBars, captioned
 
         self.answer = AnswerView()
         self.bars = ProbabilityBars()

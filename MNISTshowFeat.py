@@ -13,7 +13,14 @@ import collections
 import functools
 import os
 
-from MNISTscript import UnavailableError, add_flags, make_parser, run_program, warn, write_atomically
+from MNISTscript import (
+    UnavailableError,
+    add_flags,
+    make_parser,
+    run_program,
+    warn,
+    write_atomically,
+)
 
 # What the layers make of one digit, float32: conv1 (20, 24, 24), pool1 (20, 12, 12),
 # conv2 (50, 8, 8), pool2 (50, 4, 4); and the digit read. No ReLU follows these layers.
@@ -88,8 +95,9 @@ class LayerTab:
     """
 
     def __init__(self, conv_title, pool_title, columns, stride, side):
-        from MNISTwidgets import MapGrid, NumberGrid
         from PyQt5.QtWidgets import QLabel
+
+        from MNISTwidgets import MapGrid, NumberGrid
 
         self.stride, self.side = stride, side
         self.conv = MapGrid(conv_title, columns, diverging_colours)
@@ -145,8 +153,9 @@ class LayerTab:
             return
         values = self.maps[self.chosen]
         row, column = strongest(values)
-        self.facts.setText(f"{name}\nresponds from {signed(values.min())} to {signed(values.max())}, "
-                           f"most at row {row}, column {column}, marked on the digit")
+        self.facts.setText(
+            f"{name}\nresponds from {signed(values.min())} to {signed(values.max())}, "
+            f"most at row {row}, column {column}, marked on the digit")
 
     def patch(self):
         """(row, column, side) of the patch of the digit that excites the chosen map most."""
@@ -160,8 +169,9 @@ class FeaturePanel:
     """What stands below and beside the canvas."""
 
     def __init__(self):
-        from MNISTwidgets import AnswerView, DigitView, MapGrid, captioned
         from PyQt5.QtWidgets import QHBoxLayout, QTabWidget, QWidget
+
+        from MNISTwidgets import AnswerView, DigitView, MapGrid, captioned
 
         self.answer = AnswerView()
         self.network_input = DigitView()
@@ -282,7 +292,8 @@ def save_picture(folder, name, title, grids, digit=None):
     for ax, tiled, (caption, _, _, scale) in zip(axes[len(digits):], tiles, grids):
         picture = ax.imshow(tiled, cmap=diverging_map(), vmin=-scale, vmax=scale)
         ax.set_title(caption, fontsize=10)
-        figure.colorbar(picture, ax=ax, orientation="horizontal", fraction=0.05, pad=0.03, aspect=40)
+        figure.colorbar(picture, ax=ax, orientation="horizontal", fraction=0.05, pad=0.03,
+                        aspect=40)
     path = os.path.join(folder, name)
     with write_atomically(path) as file:
         figure.savefig(file, format="png")
@@ -290,7 +301,7 @@ def save_picture(folder, name, title, grids, digit=None):
 
 
 def tile(maps, columns):
-    """float (N, H, W) → one 2-D array with the maps, enlarged, in rows of `columns`; NaN between."""
+    """float (N, H, W) → 2-D array with the maps, enlarged, in rows of `columns`; NaN between."""
     import numpy as np
 
     zoom, gap = 96 // maps.shape[1], 9

@@ -19,13 +19,46 @@ from MNISTdsource import digit_from_drawing, load_split
 from MNISTscript import MNISTError, UnavailableError, write_atomically
 
 try:
-    from PyQt5.QtCore import (QBuffer, QEvent, QPointF, QRect, QRectF, QSettings, QSize, Qt, QThread,
-                              QTimer, pyqtSignal)
-    from PyQt5.QtGui import (QColor, QImage, QImageReader, QKeySequence, QPainter, QPainterPath,
-                             QPalette, QPen, QTabletEvent)
-    from PyQt5.QtWidgets import (QAction, QActionGroup, QApplication, QFileDialog, QHBoxLayout,
-                                 QLabel, QMainWindow, QMessageBox, QSizePolicy, QSlider, QSpinBox,
-                                 QToolBar, QVBoxLayout, QWidget)
+    from PyQt5.QtCore import (
+        QBuffer,
+        QEvent,
+        QPointF,
+        QRect,
+        QRectF,
+        QSettings,
+        QSize,
+        Qt,
+        QThread,
+        QTimer,
+        pyqtSignal,
+    )
+    from PyQt5.QtGui import (
+        QColor,
+        QImage,
+        QImageReader,
+        QKeySequence,
+        QPainter,
+        QPainterPath,
+        QPalette,
+        QPen,
+        QTabletEvent,
+    )
+    from PyQt5.QtWidgets import (
+        QAction,
+        QActionGroup,
+        QApplication,
+        QFileDialog,
+        QHBoxLayout,
+        QLabel,
+        QMainWindow,
+        QMessageBox,
+        QSizePolicy,
+        QSlider,
+        QSpinBox,
+        QToolBar,
+        QVBoxLayout,
+        QWidget,
+    )
 except ImportError as error:
     raise UnavailableError(f"the window needs PyQt5 ({error}): pip install PyQt5\n"
                            "(on a Jetson: sudo apt install python3-pyqt5)") from error
@@ -97,15 +130,15 @@ def check_display():
         child = subprocess.run([sys.executable, "-c", trial], timeout=20, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired as error:
-        raise UnavailableError("no window can be opened here: the display doesn't answer") from error
+        raise UnavailableError("no window can be opened: the display doesn't answer") from error
     if child.returncode:
         lines = [line for line in child.stderr.decode(errors="replace").splitlines()
                  if line.startswith("qt.qpa")] or [f"Qt failed with status {child.returncode}"]
         displays = [f"{name}={os.environ[name]}" for name in
                     ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM") if os.environ.get(name)]
         raise UnavailableError(
-            f"no window can be opened here ({', '.join(displays) or 'DISPLAY is not set'}); start it "
-            f"on the machine's desktop, or through ssh -X\n({lines[0]})")
+            f"no window can be opened here ({', '.join(displays) or 'DISPLAY is not set'}); "
+            f"start it on the machine's desktop, or through ssh -X\n({lines[0]})")
 
 
 def run_window(program, make_window):
@@ -657,9 +690,9 @@ class DigitWindow(QMainWindow):
     called there too: `look(digit)`, for uint8 (28, 28), whose result goes to the panel, and
     `read(images)`, for uint8 (B, 28, 28), B <= its `batch_size`, which returns the digits read.
 
-    `panel.opened(network)` is called when that has returned. `panel.show(digit, label, result)` is called whenever the drawing has changed: the uint8
-    (28, 28) that the network received or None, the true label or None, and what `look` returned,
-    None where there is no digit or no network yet.
+    `panel.opened(network)` is called when that has returned, and `panel.show(digit, label, result)`
+    whenever the drawing has changed: the uint8 (28, 28) that the network received or None, the true
+    label or None, and what `look` returned, None where there is no digit or no network yet.
     """
 
     failed = pyqtSignal(object)
@@ -669,7 +702,7 @@ class DigitWindow(QMainWindow):
         self.program, self.panel = program, panel
         self.network = None
         self.images = self.labels = None  # the test set
-        self.answers = np.zeros(0, np.int64)  # of the network for the test set, as far as it is read
+        self.answers = np.zeros(0, np.int64)  # of the network for the test set, as far as read
         self.mistake_wanted = False
         self.canvas = Canvas()
         self.canvas.changed.connect(self.look)
@@ -742,7 +775,7 @@ class DigitWindow(QMainWindow):
         bar.setEnabled(False)
         bar.addWidget(QLabel("Test digit"))
         self.add_action(bar, "previous_sample", "Previous", "Left", "The test digit before",
-                        lambda: self.go_to.setValue((max(self.go_to.value(), 0) - 1) % self.count()))
+                        lambda: self.step(-1))
         self.go_to = QSpinBox(objectName="go_to")
         self.go_to.setRange(-1, -1)  # -1: none of them
         self.go_to.setSpecialValueText("–")
@@ -753,8 +786,9 @@ class DigitWindow(QMainWindow):
         self.go_to.editingFinished.connect(self.canvas.setFocus)
         bar.addWidget(self.go_to)
         self.add_action(bar, "next_sample", "Next", "Right", "The next test digit",
-                        lambda: self.go_to.setValue((self.go_to.value() + 1) % self.count()))
-        self.add_action(None, "go", "Go to", "G", "Type the number of a test digit", self.type_number)
+                        lambda: self.step(1))
+        self.add_action(None, "go", "Go to", "G", "Type the number of a test digit",
+                        self.type_number)
         self.add_action(bar, "random_sample", "Random", "R", "Any test digit",
                         lambda: self.go_to.setValue(random.randrange(self.count())))
         self.add_action(bar, "next_mistake", "Next mistake", "M",
@@ -802,8 +836,8 @@ class DigitWindow(QMainWindow):
         if path:
             if not os.path.splitext(path)[1]:
                 path += ".png"
-            self.worker.submit("save", functools.partial(write_picture, QImage(self.canvas.picture), path),
-                               lambda _: self.report(f"Saved {path}"), self.report)
+            job = functools.partial(write_picture, QImage(self.canvas.picture), path)
+            self.worker.submit("save", job, lambda _: self.report(f"Saved {path}"), self.report)
 
     def show_help(self):
         QMessageBox.about(self, "Keys", self.help_text())
@@ -872,17 +906,25 @@ class DigitWindow(QMainWindow):
             self.go_to.setValue(self.canvas.sample)
             self.go_to.blockSignals(False)
 
+    def step(self, by):
+        """Go one test digit on or back; from none to the first or the last."""
+        start = self.go_to.value()
+        if start < 0 and by < 0:
+            start = 0
+        self.go_to.setValue((start + by) % self.count())
+
     def type_number(self):
         self.go_to.setFocus()
         self.go_to.selectAll()
 
     def read_test_set(self):
         """Have the next batch of test digits read, so that the mistakes become known."""
-        start = len(self.answers)
         if self.network is None or self.images is None:
             return
+        start = len(self.answers)
         if start < self.count():
-            job = functools.partial(self.network.read, self.images[start:start + self.network.batch_size])
+            batch = self.images[start:start + self.network.batch_size]
+            job = functools.partial(self.network.read, batch)
             self.worker.submit("test set", job, self.take_answers, self.failed.emit)
         else:
             wrong = len(self.mistakes())
@@ -899,7 +941,7 @@ class DigitWindow(QMainWindow):
         return np.flatnonzero(self.answers != self.labels[:len(self.answers)])
 
     def next_mistake(self):
-        """Go to the next misread digit, after the last to the first; if need be once it is known."""
+        """Go to the next misread digit, after the last to the first, as soon as it is known."""
         mistakes = self.mistakes()
         later = mistakes[mistakes > self.go_to.value()]
         all_read = len(self.answers) == self.count()

@@ -3,8 +3,6 @@
 import re
 import time
 
-import GraphMNIST
-import MNISTwidgets
 import numpy as np
 import pytest
 import windows
@@ -14,6 +12,8 @@ from PyQt5.QtTest import QTest
 from PyQt5.QtWidgets import QApplication, QFileDialog
 from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place, settle
 
+import GraphMNIST
+import MNISTwidgets
 from MNISTdsource import digit_from_drawing
 
 

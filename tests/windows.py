@@ -1,6 +1,7 @@
 """Driving the real windows: Qt without a screen, mouse events, and MNIST's files made small."""
 
 import contextlib
+import functools
 import math
 import os
 import struct
@@ -13,11 +14,12 @@ import pytest
 
 pytest.importorskip("PyQt5.QtTest")
 
-import MNISTwidgets
 from PyQt5.QtCore import QEvent, QPointF, QSettings, Qt
 from PyQt5.QtGui import QMouseEvent
 from PyQt5.QtTest import QTest
 from PyQt5.QtWidgets import QApplication, QWidget
+
+import MNISTwidgets
 
 application = MNISTwidgets.start_application("tests")
 
@@ -48,7 +50,7 @@ def opened(program, tmp_path, *arguments, mnist=None):
     assert not failures
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):
     """Let the window work until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -58,10 +60,10 @@ def wait_until(condition, seconds=30):
 
 def settle(window):
     """Wait until everything asked of the worker, and what that asked, is done and shown."""
-    for _ in range(2):
-        done = []
+    done = []
+    for count in (1, 2):
         window.worker.submit("settle", lambda: None, done.append, done.append)
-        wait_until(lambda: done)
+        wait_until(functools.partial(lambda count: len(done) == count, count))
 
 
 def part(window, name):

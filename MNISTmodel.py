@@ -169,8 +169,9 @@ def check_state(state, expected, path):
 
 
 OPSET = 13  # the newest that TensorRT 8.0 reads
-# How far an exported network's log-probabilities may lie from torch's in float32. Measured on
-# 10,000 training digits, computed in the same precision: fp32 1e-5, fp16 0.025.
+# How far an exported network's log-probabilities may lie from torch's in float32. Measured with the
+# shipped weights on 10,000 training digits: fp32 1.5e-5, fp16 0.055 (the same with the normalisation
+# folded in as without: whole grey levels are exact in float16).
 ONNX_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
 
 
@@ -192,11 +193,11 @@ def export_onnx(net, path, mean, std, precision="fp32", digits=None):
 
 
 class HalfInside(nn.Module):
-    """A network that computes in float16 between its float32 input and output."""
+    """A network, turned to float16, between its float32 input and output."""
 
     def __init__(self, net):
         super().__init__()
-        self.net = copy.deepcopy(net).half()
+        self.net = net.half()
 
     def forward(self, x):
         return self.net(x.half()).float()

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import torch
+
 from MNISTmodel import Net
 
 # What a version has: (EXPLICIT_BATCH, BuilderFlag.FP16, set_memory_pool_limit, bindings, names)

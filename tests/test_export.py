@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+
 from MNISTdsource import MEAN, STD, normalise
 from MNISTmodel import ONNX_TOLERANCE, Net, check_onnx, export_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError

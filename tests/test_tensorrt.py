@@ -6,12 +6,14 @@ import os
 import sys
 
 import fake_tensorrt
-import InfMNISTcudaRT
-import MNISTtensorrt
 import numpy as np
 import pytest
 import torch
 from fake_tensorrt import GENERATIONS, Device, fake_pycuda, fake_torch
+from scripts import run
+
+import InfMNISTcudaRT
+import MNISTtensorrt
 from MNISTengine import reference_answers
 from MNISTmodel import Net, save_weights
 from MNISTscript import MNISTError, UnavailableError
@@ -23,7 +25,6 @@ from MNISTtensorrt import (
     open_tensorrt,
     why_not,
 )
-from scripts import run
 
 FP16_TOLERANCE = 0.1
 
@@ -40,6 +41,15 @@ def net():
 @pytest.fixture
 def digits():
     return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks in many calls: threads would only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -213,7 +223,8 @@ def check_answers(engine, net, digits, tolerance=1e-4):
 FLAVOURS = [(version, "tensorrt") for version in GENERATIONS] + [("11.4.1.17", "tensorrt_rtx")]
 
 
-@pytest.mark.parametrize("batch_size, batches", [(1, None), (64, None), (64, (1, 64)), (1, (1, 64))])
+@pytest.mark.parametrize("batch_size, batches",
+                         [(1, None), (64, None), (64, (1, 64)), (1, (1, 64))])
 @pytest.mark.parametrize("version, name", FLAVOURS)
 def test_every_generation_answers_right(machine, net, digits, stem, version, name, batch_size,
                                         batches):
@@ -395,8 +406,8 @@ def program(machine, net, digits, stem, monkeypatch):
     save_weights(net, stem + ".pth")
     labels = reference_answers(net, digits).argmax(1).astype(np.uint8)
     labels[0] = (labels[0] + 1) % 10
-    monkeypatch.setattr("MNISTdsource.load_test_digits",
-                        lambda *_: (digits, labels, "noise"))
+    monkeypatch.setattr("MNISTdsource.load_digits",
+                        lambda *_, **__: (digits, labels, "noise"))
     monkeypatch.setattr("MNISTtiming.WARM_UP_CALLS", 1)
     monkeypatch.setattr("MNISTtiming.WARM_UP_SECONDS", 0)
 

@@ -7,9 +7,9 @@ import shutil
 import sys
 
 import pytest
+from scripts import run
 
 from MNISTscript import HERE
-from scripts import run
 
 FOLDER = "my scripts – ñandú 数字"
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",

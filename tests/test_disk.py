@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from scripts import run
 
 from MNISTmodel import Net, load_weights, save_weights
-from scripts import run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's ways to fail")
 

@@ -6,8 +6,7 @@ import sys
 import time
 
 import pytest
-
-from scripts import start
+from scripts import read_until, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
 
@@ -15,8 +14,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is anoth
 def interrupt(process, sign, seconds=0.2):
     """Send Ctrl-C some time after `sign` stands on the program's stdout (None: after its start);
     gives its stderr."""
-    while sign and sign not in (line := process.stdout.readline()):
-        assert line, process.communicate()[1]
+    if sign:
+        read_until(process, sign)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()

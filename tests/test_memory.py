@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
+from scripts import start
 
 import MNISTdsource
-from scripts import start
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs wait4")
 

@@ -1,15 +1,16 @@
-"""What isn't on this machine: each library missing in turn, no display, no GPU, no network, no MNIST.
+"""Each library missing in turn, no display, no GPU, no network, no MNIST.
 
-A program does what it still can, or says in one line what to install.
+A program does what it still can, or says in one line what to install. (The windows without PyQt5
+and without a display: test_window_programs.py.)
 """
 
 import os
 import shutil
 
 import pytest
+from scripts import run
 
 from MNISTscript import HERE
-from scripts import run
 
 # Runs before the program in every Python process that has its folder on PYTHONPATH.
 SITECUSTOMIZE = """
@@ -103,15 +104,9 @@ def test_help_needs_nothing(without):
     (["TrainMNIST.py"], "", "data doesn't hold MNIST, and it couldn't be downloaded"),
     (["InferenceMNIST.py", "--device", "cuda"], "", "--device cuda: "),
     (["InfMNISTcudaRT.py"], "tensorrt tensorrt_rtx", "TensorRT can't be imported; pip install"),
-    (["GraphMNIST.py"], "PyQt5", "pip install PyQt5"),
-    (["GraphMNIST.py"], "", "no window can be opened here (DISPLAY is not set)"),
-    (["MNISTshowFeat.py"], "PyQt5", "pip install PyQt5"),
-    (["MNISTshowFeat.py"], "", "no window can be opened here (DISPLAY is not set)"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else value[:20])
 def test_it_says_what_is_missing(without, scripts_alone, program, missing, words):
     name, *flags = program
-    if "window" in words:
-        pytest.importorskip("PyQt5")
     before = sorted(os.listdir(scripts_alone))
     _, err = run(scripts_alone / name, *flags, env=without(missing), status=2, cwd=scripts_alone)
     assert words in err and "unforeseen" not in err

@@ -16,12 +16,12 @@ from MNISTscript import add_flags, keep_stdout_for_json, make_parser, run_progra
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "weights", "trust-pickle", "device", "batch-size", "threads",
-              "limit", "repeat", "json")
+    add_flags(parser, "data", "data-dir", "weights", "trust-pickle", "device", "batch-size",
+              "threads", "limit", "repeat", "json")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
 
-    from MNISTdsource import load_test_digits
+    from MNISTdsource import load_digits
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTmodel import load_weights
     from MNISTtiming import make_record, publish, time_engine
@@ -29,7 +29,8 @@ def main():
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     net = load_weights(arguments.weights, arguments.trust_pickle)
-    images, labels, source = load_test_digits(arguments.data_dir, arguments.limit)
+    images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
+                                         arguments.limit)
     reference = reference_answers(net, images)
     rows = []
     for batch_size in arguments.batch_size:

@@ -153,6 +153,9 @@ positive_int.__name__ = "whole number"  # argparse names the type in its error
 
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
+    "data": {"choices": ("auto", "mnist", "generated"), "default": "auto",
+             "help": "auto takes MNIST and, where it can't be had, digits drawn from fonts, "
+                     "with a warning (default: %(default)s)"},
     "data-dir": dict(metavar="DIR", help="where MNIST is (else $MNIST_DATA, else data/ here)"),
     "weights": dict(metavar="FILE", default=os.path.join(HERE, "NetMNIST.pth"),
                     help="weights to load (default: NetMNIST.pth beside the scripts)"),

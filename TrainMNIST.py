@@ -33,7 +33,6 @@ from MNISTscript import (
     write_atomically,
 )
 
-TEST_DIGITS = 10000
 HELD_OUT = 10000  # digits at the end of the training set that --validate keeps for choosing
 
 # Peak learning rates: SGD with Nesterov momentum diverges at 0.1, AdamW gets worse from 0.005 on.
@@ -132,7 +131,7 @@ def train(arguments, rank, world):
                                f"{world} processes")
 
     started = time.perf_counter()
-    training, watched, test = load_digits(arguments, device)
+    training, watched, test = prepare_digits(arguments, device)
     torch.manual_seed(arguments.seed)
     net = Net().to(device, memory_format=torch.channels_last)
     optimiser, fused = make_optimiser(arguments, net)
@@ -207,34 +206,28 @@ def cpu_flags():
         return set()
 
 
-def load_digits(arguments, device):
+def prepare_digits(arguments, device):
     """(training digits, digits to watch the accuracy on, test digits) as tensors on the device.
 
     Each is a pair (images uint8 (N, 28, 28), labels int64 (N,)). With --validate the test digits
     are None: they are read once, at the end.
     """
-
-    from MNISTdsource import generated_digits, load_split
-    if arguments.data == "generated":
-        digits = generated_digits(60000, seed=arguments.seed)
-    else:
-        digits = load_split("train", arguments.data_dir)
-    if arguments.validate:
-        if len(digits[1]) <= HELD_OUT:
-            raise UnavailableError(f"--validate holds out {HELD_OUT} digits, but there are only "
-                                   f"{len(digits[1])} to train on")
-        held_out = to_device([array[-HELD_OUT:] for array in digits], device)
-        return to_device([array[:-HELD_OUT] for array in digits], device), held_out, None
-    test = load_test_digits(arguments, device)
-    return to_device(digits, device), test, test
+    from MNISTdsource import load_digits
+    digits = load_digits("train", arguments.data, arguments.data_dir)[:2]
+    if not arguments.validate:
+        test = load_test_digits(arguments, device)
+        return to_device(digits, device), test, test
+    if len(digits[1]) <= HELD_OUT:
+        raise UnavailableError(f"--validate holds out {HELD_OUT} digits, but there are only "
+                               f"{len(digits[1])} to train on")
+    held_out = to_device([array[-HELD_OUT:] for array in digits], device)
+    return to_device([array[:-HELD_OUT] for array in digits], device), held_out, None
 
 
 def load_test_digits(arguments, device):
-    """The 10,000 test digits: (images, labels) on the device. Generated ones get their own seed."""
-    from MNISTdsource import generated_digits, load_split
-    if arguments.data == "generated":
-        return to_device(generated_digits(TEST_DIGITS, seed=arguments.seed + 1), device)
-    return to_device(load_split("test", arguments.data_dir), device)
+    """The test digits on the device: (images uint8 (N, 28, 28), labels int64 (N,))."""
+    from MNISTdsource import load_digits
+    return to_device(load_digits("test", arguments.data, arguments.data_dir)[:2], device)
 
 
 def to_device(digits, device):

@@ -1,6 +1,7 @@
 """Where the tests find real digits; a test that needs them is skipped, with the reason, without."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ def mnist_dir():
         for name in names:
             if MNISTdsource.find_file(folder, name) is None:
                 pytest.skip(f"no real MNIST: {folder} doesn't hold {name} (set MNIST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_mnist(tmp_path_factory):
+    """A folder of few digits in MNIST's files: 1,000 to train on, 300 to test on, generated."""
+    folder = tmp_path_factory.mktemp("small_mnist")
+    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (1000, 300)):
+        images, labels = MNISTdsource.generated_digits(count, seed=count)
+        for name, array in ((image_name, images), (label_name, labels)):
+            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
+            (folder / name).write_bytes(header + array.tobytes())
     return folder
 
 

@@ -79,7 +79,6 @@ def our_training(data_dir, threads):
 def compare_inference(data_dir):
     """The 10,000 test digits by the usual loop and by our engine, in turns; medians."""
     from MNISTdsource import load_split
-
     from MNISTengine import open_engine
     from MNISTmodel import load_weights
     net = load_weights()
@@ -118,6 +117,7 @@ def usual_dataset(split, data_dir):
     except (ImportError, RuntimeError) as error:  # RuntimeError: one that doesn't fit this torch
         raise UnavailableError(f"needs a torchvision that fits this torch ({error})") from error
     import torch
+
     from MNISTdsource import MEAN, STD, load_split
 
     class FoundMNIST(datasets.MNIST):

@@ -63,8 +63,18 @@ def fold_normalisation(net, mean, std):
 def save_weights(net, path):
     """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`)."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    write_pickle(state, path)
+
+
+def write_pickle(thing, path):
+    """Write what `torch.save` makes of it to `path`, whole or not at all (see `write_atomically`).
+
+    By way of memory, because torch answers a full disk with an error that doesn't say so.
+    """
+    content = io.BytesIO()
+    torch.save(thing, content)
     with write_atomically(path) as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def load_weights(path=DEFAULT_WEIGHTS, trust_pickle=False):

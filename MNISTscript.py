@@ -5,6 +5,7 @@ Knows the standard library and nothing else, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -51,9 +52,8 @@ def run_program(main):
     0 done; 1 the work failed (also where `main` returns 1); 2 asked for something that can't be;
     130 interrupted by Ctrl-C. With `--debug` on the command line an error shows its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Under a C locale a path with non-ASCII letters must not crash the message about it.
-        stream_encoding_survives(stream)
+    for name in ("stdout", "stderr"):
+        make_printable(name)
     debug = "--debug" in sys.argv
     try:
         status = main() or 0
@@ -68,15 +68,27 @@ def run_program(main):
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError):
+            error = UnavailableError(f"this needs {error.name}, which isn't installed: "
+                                     f"pip install {error.name}")
         status = getattr(error, "exit_status", 1)
         print("error: " + describe_error(error), file=sys.stderr)
     sys.exit(status)
 
 
-def stream_encoding_survives(stream):
-    """Make an output stream replace letters that its encoding lacks (not on Python 3.6)."""
+def make_printable(name):
+    """Make sys.stdout or sys.stderr escape the letters that its encoding lacks.
+
+    Under a C locale a path with non-ASCII letters must not crash the message about it.
+    """
+    stream = getattr(sys, name)
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
+        return
+    stream = io.TextIOWrapper(stream.detach(), stream.encoding, "backslashreplace",
+                              line_buffering=stream.line_buffering)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def describe_error(error):

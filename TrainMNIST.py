@@ -30,7 +30,6 @@ from MNISTscript import (
     save_json,
     show_progress,
     warn,
-    write_atomically,
 )
 
 HELD_OUT = 10000  # digits at the end of the training set that --validate keeps for choosing
@@ -120,6 +119,8 @@ def train(arguments, rank, world):
     from MNISTmodel import Net, save_weights
 
     check_writable(arguments.output)
+    if arguments.plot:
+        import matplotlib  # noqa: F401  (find out before the training that it is missing)
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     if device == "cuda":
@@ -408,10 +409,9 @@ def recipe(arguments):
 
 def save_state(path, arguments, net, optimiser, history):
     """Write all that --resume needs, whole or not at all."""
-    import torch
-    with write_atomically(path) as file:
-        torch.save({"recipe": recipe(arguments), "history": history, "net": net.state_dict(),
-                    "optimiser": optimiser.state_dict()}, file)
+    from MNISTmodel import write_pickle
+    write_pickle({"recipe": recipe(arguments), "history": history, "net": net.state_dict(),
+                  "optimiser": optimiser.state_dict()}, path)
 
 
 def resume(path, arguments, net, optimiser):

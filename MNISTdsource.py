@@ -323,9 +323,9 @@ def digit_from_drawing(gray):
         return down @ canvas @ across.T
 
     digit = shrink(window=1)
-    # A stroke thinner than a pixel is a faint one by now. MNIST has neither: all its digits reach
-    # 254, with strokes two pixels wide or more. So let it spread to its neighbours, then brighten.
-    thinness = 1 - digit.max() / 255
+    # A stroke thinner than a pixel is a faint one by now. MNIST has neither: its strokes are about
+    # two pixels wide and all its digits reach 254. So let it spread to its neighbours and brighten.
+    thinness = 1 - digit.max() / peak
     if thinness > 0.02:
         digit = shrink(window=1 + thinness)
     return (digit * (255 / digit.max()) + 0.5).astype(np.uint8)

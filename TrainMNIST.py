@@ -72,7 +72,7 @@ def parse_arguments():
                         "(default: {sgd} for sgd, {adamw} for adamw)".format(**LEARNING_RATES))
     parser.add_argument("--optimizer", choices=sorted(LEARNING_RATES), default="sgd",
                         help="sgd is with Nesterov momentum (default: %(default)s)")
-    parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="X",
+    parser.add_argument("--label-smoothing", type=float, default=0.05, metavar="X",
                         help="weight of the wrong answers in the loss (default: %(default)s)")
     parser.add_argument("--augment", action="store_true",
                         help="turn, stretch, slant, move, thicken and thin the digits at random")

@@ -1,0 +1,290 @@
+"""Downloading MNIST from mirrors that fail in every way, served on 127.0.0.1."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import MNISTdsource
+from MNISTdsource import DataError, load_split
+from MNISTscript import HERE
+
+NAMES = MNISTdsource.SPLITS["test"]
+FILES = {
+    NAMES[0]: bytes([0, 0, 8, 3]) + struct.pack(">3I", 50, 28, 28)
+    + np.random.RandomState(0).bytes(50 * 784),
+    NAMES[1]: bytes([0, 0, 8, 1]) + struct.pack(">I", 50) + bytes(range(10)) * 5,
+}
+ZIPPED = {name + ".gz": gzip.compress(content) for name, content in FILES.items()}
+
+BOMB = gzip.compress(bytes(80 << 20))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """A mirror whose first folder names its fault: /stall/t10k-images-idx3-ubyte.gz."""
+
+    def do_GET(self):
+        _, fault, name = self.path.split("/")
+        self.server.asked.append((fault, name))
+        getattr(self, fault.replace("-", "_"))(ZIPPED[name])
+
+    def reply(self, content, status=200, length=None, **headers):
+        self.send_response(status)
+        if length != "none":
+            self.send_header("Content-Length", str(length or len(content)))
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def good(self, content):
+        self.reply(content)
+
+    def good_without_length(self, content):
+        self.reply(content, length="none")
+
+    def missing(self, content):
+        self.reply(b"gone", status=404)
+
+    def forbidden(self, content):
+        self.reply(b"<html>Access denied</html>", status=403)
+
+    def page(self, content):
+        self.reply(b"<html>Please log in</html>")
+
+    def truncated(self, content):
+        self.reply(content[:len(content) // 2], length=len(content))
+
+    def truncated_without_length(self, content):
+        self.reply(content[:len(content) // 2], length="none")
+
+    def wrong(self, content):
+        """Another file of the right length that unzips to the right length too."""
+        plain = gzip.decompress(content)
+        self.reply(gzip.compress(plain[:-1] + bytes([plain[-1] ^ 1]))[:len(content)])
+
+    def bomb(self, content):
+        self.reply(BOMB)
+
+    def endless(self, content):
+        self.reply(b"", length=1 << 40)
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(1 << 20))
+
+    def stall(self, content):
+        self.reply(content[:20], length=len(content))
+        self.server.over.wait(20)
+
+    def silent(self, content):
+        self.server.over.wait(20)
+
+    def drip(self, content):
+        self.reply(b"", length=len(content))
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.05):
+                self.wfile.write(b"\x1f")
+                self.wfile.flush()
+
+    def reset(self, content):
+        self.reply(content[:len(content) // 2], length=len(content))
+        # A socket closed with linger 0 sends a reset.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def loop(self, content):
+        self.reply(b"", status=302, Location=self.path, length="0")
+
+    def nonsense(self, content):
+        self.reply(b"", status=302, Location="gopher://[", length="0")
+
+    def no_http(self, content):
+        self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+
+    def log_message(self, *arguments):
+        pass
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """The tests break connections on purpose."""
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A running server; its `mirrors(*faults)` makes these the mirrors, in this order."""
+    server = QuietServer(("127.0.0.1", 0), Mirror)
+    server.asked, server.over = [], threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    server.mirrors = lambda *faults: monkeypatch.setattr(
+        MNISTdsource, "MIRRORS", tuple(server.url + fault + "/" for fault in faults))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.delenv("MNIST_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(MNISTdsource, "DEFAULT_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(MNISTdsource, "TIMEOUT", 1)
+    monkeypatch.setattr(MNISTdsource, "SHA256", {
+        name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()})
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def names_in(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+FAULTS = {
+    "missing": "404",
+    "forbidden": "403",
+    "page": "not a whole gzip file",
+    "truncated": "broke off after",
+    "truncated-without-length": "not a whole gzip file",
+    "wrong": "(not MNIST's|not a whole gzip file)",
+    "bomb": "not MNIST's",
+    "endless": "more than",
+    "stall": "timed out",
+    "silent": "timed out",
+    "drip": "too slow",
+    "reset": "[Rr]eset",
+    "loop": "infinite loop",
+    "nonsense": "Invalid IPv6 URL",
+    "no-http": "SSH",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_any_fault_the_next_mirror_is_asked(server, tmp_path, fault):
+    server.mirrors(fault, "good")
+    images, labels = load_split("test")
+    assert images.tobytes() == FILES[NAMES[0]][16:] and labels.tobytes() == FILES[NAMES[1]][8:]
+    assert list(dict.fromkeys(server.asked)) == [
+        (mirror, name) for name in ZIPPED for mirror in (fault, "good")]
+    assert names_in(tmp_path / "data") == sorted(ZIPPED)  # and nothing half-written beside them
+    for name, content in ZIPPED.items():
+        assert (tmp_path / "data" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_alone_is_told_with_the_steps_by_hand_and_leaves_nothing(server, tmp_path, fault):
+    server.mirrors(fault)
+    with pytest.raises(DataError, match=FAULTS[fault]) as caught:
+        load_split("test")
+    message = str(caught.value)
+    assert server.url + fault + "/" + NAMES[0] + ".gz: " in message
+    for name in MNISTdsource.SHA256:
+        assert name + ".gz" in message.split("By hand")[1]
+    assert str(tmp_path / "data") in message and "MNIST_DATA" in message
+    assert names_in(tmp_path / "data") == []
+
+
+def test_every_fault_after_the_other_and_then_the_right_file(server, tmp_path):
+    server.mirrors(*FAULTS, "good-without-length")
+    assert len(load_split("test")[0]) == 50
+    assert names_in(tmp_path / "data") == sorted(ZIPPED)
+
+
+def test_what_is_there_is_not_downloaded_again(server, tmp_path):
+    server.mirrors("good")
+    load_split("test")
+    (tmp_path / "data" / (NAMES[1] + ".gz")).unlink()
+    server.asked.clear()
+    load_split("test")
+    assert server.asked == [("good", NAMES[1] + ".gz")]
+
+
+def test_nothing_is_downloaded_unasked(server, tmp_path):
+    server.mirrors("good")
+    (tmp_path / "named").mkdir()
+    with pytest.raises(DataError):
+        load_split("test", str(tmp_path / "named"))
+    with pytest.raises(DataError):
+        load_split("test", download=False)
+    assert server.asked == [] and names_in(tmp_path / "named") == []
+
+
+def test_a_damaged_file_in_data_is_an_error_not_a_download(server, tmp_path):
+    server.mirrors("good")
+    load_split("test")
+    (tmp_path / "data" / (NAMES[0] + ".gz")).write_bytes(b"damaged")
+    server.asked.clear()
+    with pytest.raises(MNISTdsource.IdxError, match=NAMES[0]):
+        load_split("test")
+    assert server.asked == []
+
+
+def test_no_network_fails_fast(monkeypatch, server):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        monkeypatch.setattr(MNISTdsource, "MIRRORS", (f"http://127.0.0.1:{port}/",) * 3)
+        start = time.monotonic()
+        with pytest.raises(DataError, match="refused"):
+            load_split("test")
+        assert time.monotonic() - start < 5
+
+
+def test_a_folder_that_cannot_be_written_says_so(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(MNISTdsource, "DEFAULT_DATA_DIR", str(tmp_path / "file"))
+    server.mirrors("good")
+    with pytest.raises(DataError, match="can't keep it"):
+        load_split("test")
+
+
+def test_progress_is_one_line_each_off_a_terminal(server, capsys):
+    server.mirrors("good")
+    load_split("test")
+    assert capsys.readouterr().err.splitlines() == [
+        f"downloading {server.url}good/{name}" for name in ZIPPED]
+
+
+def test_progress_is_a_bar_on_a_terminal(server, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    server.mirrors("good")
+    load_split("test")
+    said = capsys.readouterr().err
+    assert "\r[" + "#" * 30 + "] 0.0 MB\n" in said
+
+
+DOWNLOADER = """
+import sys
+import MNISTdsource
+MNISTdsource.MIRRORS = (sys.argv[1],)
+MNISTdsource.DEFAULT_DATA_DIR = sys.argv[2]
+MNISTdsource.SHA256 = dict(pair.split("=") for pair in sys.argv[3:])
+images, labels = MNISTdsource.load_split("test")
+print(len(images), int(labels.sum()))
+"""
+
+
+def test_processes_that_download_at_once_do_not_damage_each_other(server, tmp_path):
+    digests = [f"{name}={digest}" for name, digest in MNISTdsource.SHA256.items()]
+    command = [sys.executable, "-c", DOWNLOADER, server.url + "good/", str(tmp_path / "data")]
+    processes = [subprocess.Popen(command + digests, cwd=HERE, stdout=subprocess.PIPE)
+                 for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [b"50 225\n"] * 3
+    assert names_in(tmp_path / "data") == sorted(ZIPPED)
+
+
+@pytest.mark.mnist
+def test_the_digests_are_those_of_the_real_files(mnist_dir):
+    for name in MNISTdsource.SHA256:
+        path = MNISTdsource.find_file(mnist_dir, name)
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            assert hashlib.sha256(file.read()).hexdigest() == MNISTdsource.SHA256[name]

@@ -1,0 +1,450 @@
+"""IDX files, MNIST's places, drawings, generated digits, normalisation."""
+
+import gzip
+import os
+import struct
+import sys
+import time
+import tracemalloc
+
+import fuzz_files
+import numpy as np
+import pytest
+
+import MNISTdsource
+from MNISTdsource import (
+    DataError,
+    IdxError,
+    digit_from_drawing,
+    generated_digits,
+    load_digits,
+    load_split,
+    normalise,
+    read_idx,
+)
+from MNISTscript import UnavailableError
+
+IDX_CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D,
+             "float64": 0x0E}
+
+
+def idx_bytes(array):
+    """An IDX file that holds `array`."""
+    header = bytes([0, 0, IDX_CODES[array.dtype.name], array.ndim])
+    lengths = struct.pack(f">{array.ndim}I", *array.shape)
+    return header + lengths + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def split_files(split="test", n=20):
+    """{name: content} of a small split's two files."""
+    images = np.random.RandomState(0).randint(0, 256, (n, 28, 28)).astype(np.uint8)
+    labels = (np.arange(n) % 10).astype(np.uint8)
+    return dict(zip(MNISTdsource.SPLITS[split], (idx_bytes(images), idx_bytes(labels))))
+
+
+def write_files(folder, files, suffix=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / (name + suffix)).write_bytes(
+            gzip.compress(content) if suffix == ".gz" else content)
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    """No test finds MNIST by itself, and none reaches the network."""
+    monkeypatch.delenv("MNIST_DATA", raising=False)
+    monkeypatch.setattr(MNISTdsource, "DEFAULT_DATA_DIR", str(tmp_path / "default"))
+    monkeypatch.setattr(MNISTdsource, "MIRRORS", ("http://127.0.0.1:9/",))
+
+
+# --- IDX files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 4, 5), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", sorted(IDX_CODES))
+def test_reads_every_type_and_any_number_of_dimensions(tmp_path, dtype, shape, packed):
+    array = np.asarray(np.random.RandomState(0).normal(0, 50, shape)).astype(dtype)
+    path = tmp_path / "array"
+    path.write_bytes(packed(idx_bytes(array)))
+    read = read_idx(str(path))
+    assert read.dtype == np.dtype(dtype) and read.dtype.isnative
+    assert read.flags.writeable
+    np.testing.assert_array_equal(read, array, strict=True)
+
+
+def test_reads_a_gzip_of_several_members(tmp_path):
+    array = np.arange(100, dtype=np.uint8)
+    content = idx_bytes(array)
+    (tmp_path / "array").write_bytes(gzip.compress(content[:30]) + gzip.compress(content[30:]))
+    np.testing.assert_array_equal(read_idx(str(tmp_path / "array")), array)
+
+
+GOOD = idx_bytes(np.arange(100, dtype=np.uint8).reshape(10, 10))
+HUGE = bytes([0, 0, 8, 4]) + struct.pack(">4I", *[0xFFFFFFFF] * 4) + bytes(100)
+ZIPPED = gzip.compress(GOOD)
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (b"", "not an IDX file: it begins with nothing"),
+    (b"\0\0\x08", "not an IDX file"),
+    (b"\x89PNG" + GOOD, "not an IDX file: it begins with 89504e47"),
+    (b"<!DOCTYPE html>", "not an IDX file"),
+    (b"\0\0\x0a" + GOOD[3:], "unknown element type, 0x0a"),
+    (GOOD[:7], "truncated: its header ends amid its 2 dimensions"),
+    (GOOD[:-1], "truncated: its header promises 10 × 10 elements, 100 bytes"),
+    (GOOD + b"\0", "too long"),
+    (HUGE, "truncated: its header promises"),
+    (gzip.compress(HUGE), "truncated: its header promises"),
+    (bytes([0, 0, 8, 200]) + struct.pack(">200I", *[1] * 200) + b"\0", "shape that numpy can't"),
+    (gzip.compress(GOOD[:-1]), "truncated"),
+    (gzip.compress(GOOD + b"\0"), "too long"),
+    (ZIPPED[:-9], "damaged gzip"),
+    (ZIPPED[:20], "damaged gzip"),
+    (ZIPPED[:-8] + bytes([ZIPPED[-8] ^ 1]) + ZIPPED[-7:], "damaged gzip.*CRC"),
+    (ZIPPED[:2] + b"\xff" + ZIPPED[3:], "damaged gzip"),
+    (ZIPPED[:10] + b"\xff" + ZIPPED[11:], "damaged gzip.*invalid block type"),
+    (ZIPPED + b"something else", "damaged gzip"),
+])
+def test_refuses_a_bad_file_by_name(tmp_path, content, complaint):
+    path = tmp_path / "bad"
+    path.write_bytes(content)
+    with pytest.raises(IdxError, match=complaint) as caught:
+        read_idx(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_path_that_is_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(IdxError, match="is not a file"):
+            read_idx(str(path))
+
+
+@pytest.mark.parametrize("content", [
+    fuzz_files.BOMBS[0],  # 100 bytes promised, 300 MB there
+    fuzz_files.gzipped(fuzz_files.idx_file(0x08, (900, 1000, 1000), 0), 1 << 20),  # 900 MB promised
+    HUGE,
+], ids=["bomb", "empty promise", "huge"])
+def test_a_lying_header_costs_no_memory(tmp_path, content):
+    (tmp_path / "bad").write_bytes(content)
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(IdxError):
+            read_idx(str(tmp_path / "bad"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20
+    assert time.process_time() - start < 1
+
+
+def test_damaged_files_give_only_the_projects_error():
+    fuzzer = fuzz_files.fuzz_idx(300)
+    assert fuzzer.refused > 200  # and what was accepted raised nothing
+
+
+def test_damaged_weights_give_only_the_projects_error():
+    fuzzer = fuzz_files.fuzz_weights(60)
+    assert fuzzer.refused > 30
+
+
+def test_the_fuzzer_sees_a_fault(tmp_path):
+    (tmp_path / "damaged").write_bytes(b"damaged")
+
+    def check(read):
+        fuzz_files.Fuzzer(read).check(str(tmp_path / "damaged"))
+
+    def slow(path):
+        start = time.process_time()
+        while time.process_time() < start + 1.1:
+            pass
+
+    check(os.path.getsize)
+    with pytest.raises(gzip.BadGzipFile):
+        check(lambda path: gzip.open(path).read())
+    with pytest.raises(AssertionError, match="took 1.1 s"):
+        check(slow)
+    if fuzz_files.LINUX:
+        with pytest.raises(AssertionError, match="took .* MB"):
+            check(lambda path: bytearray(400 << 20))
+
+
+# --- MNIST's places -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("place", ["", "MNIST/raw"])
+@pytest.mark.parametrize("dotted", [False, True])
+def test_finds_every_layout_and_spelling(tmp_path, suffix, place, dotted):
+    files = split_files()
+    renamed = {name.replace("-idx", ".idx") if dotted else name: files[name] for name in files}
+    write_files(tmp_path / "d" / place, renamed, suffix)
+    images, labels = load_split("test", str(tmp_path / "d"))
+    assert images.shape == (20, 28, 28) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.arange(20) % 10)
+    assert images.tobytes() == list(files.values())[0][16:]
+
+
+def test_the_folder_named_comes_before_the_environment_and_that_before_the_default(
+        tmp_path, monkeypatch):
+    for folder, n in (("flag", 11), ("environment", 12), ("default", 13)):
+        write_files(tmp_path / folder, split_files(n=n))
+    assert len(load_split("test")[1]) == 13
+    monkeypatch.setenv("MNIST_DATA", str(tmp_path / "environment"))
+    assert len(load_split("test")[1]) == 12
+    assert len(load_split("test", str(tmp_path / "flag"))[1]) == 11
+    monkeypatch.setenv("MNIST_DATA", "")
+    assert len(load_split("test")[1]) == 13
+
+
+def test_only_the_files_of_the_split_are_read(tmp_path):
+    write_files(tmp_path, split_files("test"))
+    write_files(tmp_path, {name: b"broken" for name in MNISTdsource.SPLITS["train"]})
+    assert len(load_split("test", str(tmp_path))[1]) == 20
+
+
+@pytest.mark.parametrize("by", ["flag", "environment"])
+@pytest.mark.parametrize("source", ["auto", "mnist"])
+def test_a_named_folder_without_mnist_is_an_error_and_nothing_else(
+        tmp_path, monkeypatch, by, source):
+    write_files(tmp_path / "default", split_files())
+    (tmp_path / "empty").mkdir()
+    for folder, complaint in (("empty", "doesn't hold t10k-images-idx3-ubyte and t10k-labels"),
+                              ("absent", "not a folder that can be read")):
+        folder = str(tmp_path / folder)
+        if by == "environment":
+            monkeypatch.setenv("MNIST_DATA", folder)
+        with pytest.raises(DataError, match=complaint) as caught:
+            load_digits("test", source, folder if by == "flag" else None)
+        assert folder in str(caught.value)
+        assert caught.value.exit_status == 2
+
+
+def test_half_a_split_says_which_file_is_missing(tmp_path):
+    files = split_files()
+    del files["t10k-labels-idx1-ubyte"]
+    write_files(tmp_path, files)
+    with pytest.raises(DataError, match="doesn't hold t10k-labels-idx1-ubyte "):
+        load_split("test", str(tmp_path))
+
+
+IMAGES, LABELS = MNISTdsource.SPLITS["test"]
+
+
+@pytest.mark.parametrize("name, array, complaint", [
+    (IMAGES, np.zeros((20, 28, 27), np.uint8), "not images"),
+    (IMAGES, np.zeros((20, 784), np.uint8), "not images"),
+    (IMAGES, np.zeros((20, 28, 28), np.int8), "not images"),
+    (IMAGES, np.zeros((19, 28, 28), np.uint8), "19 images, but .* 20 labels"),
+    (LABELS, np.zeros((20, 1), np.uint8), "not labels"),
+    (LABELS, np.zeros(20, np.int32), "not labels"),
+    (LABELS, np.full(20, 10, np.uint8), "the label 10, above 9"),
+])
+def test_a_split_that_is_not_one_is_refused_by_name(tmp_path, name, array, complaint):
+    write_files(tmp_path, {**split_files(), name: idx_bytes(array)})
+    with pytest.raises(IdxError, match=complaint) as caught:
+        load_split("test", str(tmp_path))
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_no_digits_at_all_are_refused(tmp_path):
+    write_files(tmp_path, split_files(n=0))
+    with pytest.raises(IdxError, match="no labels"):
+        load_split("test", str(tmp_path))
+
+
+def test_without_mnist_generated_digits_stand_in_and_it_is_said(capsys):
+    images, labels, source = load_digits("test", limit=30)
+    assert source == "generated" and images.shape == (30, 28, 28) and labels.shape == (30,)
+    said = capsys.readouterr().err
+    assert "couldn't be downloaded" in said and "GENERATED" in said
+    with pytest.raises(DataError):
+        load_digits("test", "mnist")
+
+
+def test_generated_digits_when_asked_for_are_no_warning(capsys, tmp_path):
+    write_files(tmp_path / "default", split_files())
+    images, labels, source = load_digits("train", "generated", limit=30)
+    assert source == "generated" and capsys.readouterr().err == ""
+    assert not np.array_equal(images, load_digits("test", "generated", limit=30)[0])
+    assert load_digits("test", limit=5)[2] == "MNIST"
+    assert len(load_digits("test", limit=5)[0]) == 5
+
+
+@pytest.mark.mnist
+def test_the_real_mnist(mnist_dir):
+    for split, n in (("train", 60000), ("test", 10000)):
+        images, labels = load_split(split, mnist_dir)
+        assert images.shape == (n, 28, 28) and labels.shape == (n,)
+        assert images.flags.writeable
+        if split == "train":
+            scaled = images / 255.0
+            assert round(scaled.mean(), 4) == MNISTdsource.MEAN
+            assert round(scaled.std(), 4) == MNISTdsource.STD
+
+
+def test_normalise():
+    images = np.array([[[0, 255]], [[51, 102]]], np.uint8)
+    x = normalise(images)
+    assert x.dtype == np.float32 and x.shape == (2, 1, 1, 2)
+    np.testing.assert_allclose(x[:, 0] * 0.3081 + 0.1307, images / 255, atol=1e-6)
+    assert images.max() == 255  # untouched
+
+
+# --- Drawings -------------------------------------------------------------------------------------
+
+
+def centre_of_mass(image):
+    image = image.astype(float)
+    at = np.arange(len(image))
+    return (image.sum(1) @ at) / image.sum(), (image.sum(0) @ at) / image.sum()
+
+
+def canvas(*strokes, size=560):
+    """A drawing with white rectangles (top, bottom, left, right)."""
+    gray = np.zeros((size, size), np.uint8)
+    for top, bottom, left, right in strokes:
+        gray[top:bottom, left:right] = 255
+    return gray
+
+
+@pytest.mark.parametrize("gray", [
+    np.zeros((0, 0), np.uint8), np.zeros((0, 5), np.uint8), np.zeros((1, 1), np.uint8),
+    np.zeros((560, 560), np.uint8), np.zeros((3, 900), np.uint8)], ids=lambda a: str(a.shape))
+def test_nothing_drawn_gives_nothing(gray):
+    assert digit_from_drawing(gray) is None
+
+
+@pytest.mark.parametrize("gray", [
+    np.full((1, 1), 1, np.uint8), np.full((560, 560), 255, np.uint8), canvas((3, 4, 550, 551)),
+    np.full((1, 9000), 255, np.uint8), np.full((9000, 1), 7, np.uint8),
+    canvas((0, 560, 0, 1), (559, 560, 0, 560)), np.eye(1000, dtype=np.uint8)[::-1, ::3],
+    np.full((300, 200), 255, np.uint8).T], ids=range(8))
+def test_odd_drawings_give_an_image(gray):
+    before = gray.copy()
+    digit = digit_from_drawing(gray)
+    assert digit.shape == (28, 28) and digit.dtype == np.uint8
+    assert digit.max() == 255
+    np.testing.assert_array_equal(gray, before)
+
+
+def test_the_longer_side_is_20_pixels_and_the_aspect_kept():
+    for height, width in ((300, 150), (150, 300), (240, 240), (400, 30)):
+        digit = digit_from_drawing(canvas((50, 50 + height, 100, 100 + width))) / 255
+        unit = max(height, width) / 20
+        assert digit.sum(0).max() == pytest.approx(height / unit, abs=0.1)
+        assert digit.sum(1).max() == pytest.approx(width / unit, abs=0.1)
+
+
+def test_the_centre_of_mass_is_where_mnist_has_it():
+    digit = digit_from_drawing(canvas((100, 400, 100, 140), (360, 400, 100, 300)))
+    assert centre_of_mass(digit) == pytest.approx((14, 14), abs=0.05)
+
+
+def test_nothing_drawn_is_lost_over_the_edge():
+    heavy_end = canvas((20, 140, 20, 140), (138, 540, 20, 30))
+    digit = digit_from_drawing(heavy_end) / 255
+    drawn = (heavy_end > 0).sum() / (520 / 20) ** 2
+    assert digit.sum() == pytest.approx(drawn, rel=0.01)
+
+
+def test_the_average_is_of_the_area_exactly():
+    gray = np.random.RandomState(0).randint(0, 256, (40, 40)).astype(np.uint8)
+    gray[[0, -1]] = gray[:, [0, -1]] = 255  # the box is the whole array: two pixels to one
+    gray[10:15, 10:15] = 255  # a pixel of the digit is white all over: no stroke is too thin
+    digit = digit_from_drawing(gray)
+    at = [14.5 - (c + 0.5) / 2 for c in centre_of_mass(gray)]
+    low = [int(np.floor(a)) for a in at]
+    part = [a - b for a, b in zip(at, low)]
+    fine = np.repeat(np.repeat(gray, 100, 0), 100, 1)  # 1/200 of a pixel of the digit
+    shift = [int(round(p * 200)) for p in part]
+    padded = np.zeros((21 * 200, 21 * 200), np.float32)
+    padded[shift[0]:shift[0] + 4000, shift[1]:shift[1] + 4000] = fine
+    expected = padded.reshape(21, 200, 21, 200).mean((1, 3))
+    found = digit[low[0]:low[0] + 21, low[1]:low[1] + 21]
+    np.testing.assert_allclose(found, expected, atol=1.5)
+
+
+def strokes_of_width(pen):
+    """An open 4, drawn by a pen of this width in pixels."""
+    half = pen / 2
+    return canvas(*[tuple(int(round(v)) for v in s) for s in (
+        (150, 300, 200 - half, 200 + half), (300 - half, 300 + half, 200, 330),
+        (180, 420, 310 - half, 310 + half))])
+
+
+def test_a_grey_drawing_is_as_good_as_a_white_one():
+    white = strokes_of_width(24)
+    grey = digit_from_drawing(white // 3).astype(int)
+    assert np.abs(grey - digit_from_drawing(white)).max() <= 1
+
+
+def test_place_size_and_pen_hardly_matter():
+    reference = digit_from_drawing(strokes_of_width(24)).astype(int)
+    moved = np.roll(strokes_of_width(24), (-100, 150), (0, 1))
+    np.testing.assert_array_equal(digit_from_drawing(moved), reference)
+    larger = np.repeat(np.repeat(strokes_of_width(24), 3, 0), 3, 1)
+    assert np.abs(digit_from_drawing(larger) - reference).max() <= 1
+    for pen in (2, 4, 8):
+        thin = digit_from_drawing(strokes_of_width(pen))
+        assert (thin > 128).sum() >= 30  # a stroke stays bright all along, not only at a crossing
+
+
+def test_a_drawing_is_prepared_within_5_ms():
+    gray = canvas((40, 520, 240, 300), (40, 90, 100, 300))
+    digit_from_drawing(gray)
+    times = []
+    for _ in range(20):
+        start = time.process_time()
+        digit_from_drawing(gray)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.005
+
+
+# --- Generated digits -----------------------------------------------------------------------------
+
+
+def test_generated_digits_are_balanced_reproducible_and_prepared_as_mnist():
+    images, labels = generated_digits(1000, seed=5)
+    assert images.shape == (1000, 28, 28) and images.dtype == labels.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(labels), np.full(10, 100))
+    assert len(set(map(bytes, labels.reshape(-1, 10)))) > 90  # shuffled
+    assert len(set(map(bytes, images))) == 1000
+    again, labels_again = generated_digits(1000, seed=5)
+    np.testing.assert_array_equal(again, images)
+    np.testing.assert_array_equal(labels_again, labels)
+    fewer, fewer_labels = generated_digits(123, seed=5)
+    np.testing.assert_array_equal(fewer, images[:123])
+    np.testing.assert_array_equal(fewer_labels, labels[:123])
+    assert not np.array_equal(generated_digits(10, seed=6)[0], images[:10])
+
+    assert (images.max((1, 2)) == 255).all()
+    centres = np.array([centre_of_mass(image) for image in images])
+    assert np.median(np.abs(centres - 14)) < 0.02 and np.abs(centres - 14).max() < 2
+    ink = (images > 64).sum((1, 2))
+    assert ink.min() > 20 and ink.max() < 350 and 80 < ink.mean() < 180
+
+
+def test_a_label_is_what_the_digit_shows():
+    """The mean image of each label reads fresh digits of that label far better than chance."""
+    images, labels = generated_digits(3000, seed=1)
+    means = np.stack([images[labels == digit].mean(0) for digit in range(10)]).reshape(10, -1)
+    fresh, fresh_labels = generated_digits(1000, seed=2)
+    flat = fresh.reshape(len(fresh), -1).astype(float)
+    distances = ((flat ** 2).sum(1)[:, None] - 2 * flat @ means.T + (means ** 2).sum(1))
+    assert (distances.argmin(1) == fresh_labels).mean() > 0.7
+
+
+def test_ten_thousand_take_a_few_seconds():
+    start = time.process_time()
+    generated_digits(2000, seed=0)
+    assert (time.process_time() - start) * 5 < 15
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UnavailableError, match="pip install matplotlib"):
+        generated_digits(1, seed=0)

@@ -15,7 +15,7 @@ import threading
 
 import numpy as np
 
-from MNISTdsource import digit_from_drawing, load_split
+from MNISTdsource import DataError, digit_from_drawing, load_split
 from MNISTscript import MNISTError, UnavailableError, write_atomically
 
 try:
@@ -886,10 +886,11 @@ class DigitWindow(QMainWindow):
         self.read_test_set()
 
     def do_without_test_set(self, error):
-        notice = QLabel("No MNIST here: drawing only")
+        absent = isinstance(error, DataError)
+        notice = QLabel("No MNIST here: drawing only" if absent else f"Drawing only: {error}")
+        notice.setToolTip(str(error))
         notice.setContentsMargins(0, 0, 14, 8)
         self.statusBar().addPermanentWidget(notice)
-        self.test_set_bar.setToolTip(str(error))
 
     def count(self):
         return len(self.images)

@@ -2,6 +2,7 @@
 
     python docs/screenshots.py
 """
+# ruff: noqa: E402 (Qt reads its environment when it is imported)
 
 import os
 import sys

@@ -258,6 +258,9 @@ def onnx_bytes(net, mean, std, precision="fp32"):
         if isinstance(error.__cause__, ImportError):
             raise UnavailableError("torch's ONNX exporter needs the package onnx: "
                                    "pip install onnx") from error
+        if "unpacking string as utf-8" in str(error):  # torch notes from which line each node is
+            raise UnavailableError(f"torch can't read the path {HERE} under this locale: "
+                                   "export LC_ALL=C.UTF-8") from error
         if "not implemented for 'Half'" in str(error):
             raise UnavailableError("this torch computes float16 on a CUDA GPU only, so it can't "
                                    "export fp16 here; a newer torch can") from error

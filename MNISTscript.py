@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 
@@ -54,13 +55,13 @@ def run_program(main):
     """
     for name in ("stdout", "stderr"):
         make_printable(name)
+    interrupts = count_interrupts()
     debug = "--debug" in sys.argv
     try:
         status = main() or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
-        print("\ninterrupted", file=sys.stderr)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,12 +69,24 @@ def run_program(main):
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, ModuleNotFoundError):
-            error = UnavailableError(f"this needs {error.name}, which isn't installed: "
-                                     f"pip install {error.name}")
-        status = getattr(error, "exit_status", 1)
-        print("error: " + describe_error(error), file=sys.stderr)
+        # A library that was being imported may have made another error of a Ctrl-C.
+        status = 130 if interrupts else report(error)
+    if status == 130:
+        print("\ninterrupted", file=sys.stderr)
     sys.exit(status)
+
+
+def count_interrupts():
+    """A list that grows with each Ctrl-C, which raises KeyboardInterrupt as before."""
+    interrupts = []
+
+    def interrupt(number, frame):
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, interrupt)
+    return interrupts
 
 
 def make_printable(name):
@@ -89,6 +102,15 @@ def make_printable(name):
                               line_buffering=stream.line_buffering)
     setattr(sys, name, stream)
     setattr(sys, f"__{name}__", stream)
+
+
+def report(error):
+    """Print an exception on stderr, in one line or two; gives the exit status."""
+    if isinstance(error, ModuleNotFoundError):
+        error = UnavailableError(f"this needs {error.name}, which isn't installed: "
+                                 f"pip install {error.name}")
+    print("error: " + describe_error(error), file=sys.stderr)
+    return getattr(error, "exit_status", 1)
 
 
 def describe_error(error):

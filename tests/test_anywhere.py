@@ -69,6 +69,10 @@ def test_errors_that_name_such_a_path(elsewhere):
 
 
 def test_engines(elsewhere):
+    """torch's exporter, alone, can't have such a path under such a locale."""
     pytest.importorskip("tensorrt_rtx")
-    elsewhere("InfMNISTcudaRT.py", "--build-only", "--batch-size", 1)
+    command = [elsewhere.scripts / "InfMNISTcudaRT.py", "--build-only", "--batch-size", 1]
+    _, err = run(*command, env=C_LOCALE, cwd=elsewhere.cwd, status=2)
+    assert "LC_ALL=C.UTF-8" in err and err.count("\n") == 1
+    run(*command, env={"LC_ALL": "C"}, cwd=elsewhere.cwd)  # Python makes this UTF-8 by itself
     assert (elsewhere.scripts / "NetMNIST.rt").exists()

@@ -55,7 +55,7 @@ def test_timing(begin, tmp_path):
 @pytest.mark.parametrize("program", ["GraphMNIST.py", "MNISTshowFeat.py"])
 def test_windows(begin, program):
     pytest.importorskip("PyQt5")
-    assert interrupt(begin(program), None, seconds=6) == "\ninterrupted\n"
+    interrupt(begin(program), None, seconds=6)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1, 2])

@@ -38,6 +38,7 @@ def opened(program, tmp_path, *arguments, mnist=None):
     failures = []
     window.failed.connect(failures.append)
     window.show()
+    application.setActiveWindow(window)  # an X server without a window manager doesn't
     try:
         wait_until(lambda: window.network is not None or failures)
         if mnist is not None:

@@ -90,7 +90,7 @@ def make_window(options):
     from MNISTwidgets import DigitWindow
 
     return DigitWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), options.data_dir,
-                       stretch=(3, 2))
+                       size=(960, 660), stretch=(3, 2))
 
 
 def read_options(argv=None):

@@ -178,14 +178,15 @@ class FeaturePanel:
         self.below = QWidget()
         columns = QHBoxLayout(self.below)
         columns.setContentsMargins(0, 0, 0, 0)
+        columns.setSpacing(16)
         columns.addWidget(captioned("The network sees", self.network_input), 1)
         columns.addWidget(captioned("Answer", self.answer), 1)
 
         self.reader = None
         self.filters = MapGrid("Filters, 5×5", 5, diverging_colours)
-        first = LayerTab("Feature maps, 24×24", "After pooling, 12×12", 5, stride=1, side=5)
+        first = LayerTab("Maps, 24×24", "Pooled, 12×12", 5, stride=1, side=5)
         first.grids.append(self.filters)
-        second = LayerTab("Feature maps, 8×8", "After pooling, 4×4", 10, stride=2, side=14)
+        second = LayerTab("Maps, 8×8", "Pooled, 4×4", 10, stride=2, side=14)
         self.layers = first, second
         self.beside = QTabWidget()
         self.beside.addTab(first.arrange([(self.filters, first.number_box()),
@@ -339,7 +340,7 @@ def make_window(options):
     from MNISTwidgets import DigitWindow
 
     return DigitWindow("MNISTshowFeat", FeaturePanel(), lambda: FeatureReader(options),
-                       options.data_dir, stretch=(2, 5))
+                       options.data_dir, size=(1180, 760), stretch=(2, 5))
 
 
 def main(argv=None):

@@ -15,7 +15,7 @@ import threading
 
 import numpy as np
 
-from MNISTdsource import digit_from_drawing, load_split
+from MNISTdsource import DataError, digit_from_drawing, load_split
 from MNISTscript import MNISTError, UnavailableError, write_atomically
 
 try:
@@ -584,7 +584,7 @@ class MapGrid(QWidget):
     def __init__(self, title, columns, colours):
         super().__init__()
         self.setMouseTracking(True)
-        self.setMinimumSize(190, 150)
+        self.setMinimumSize(self.fontMetrics().boundingRect(title).width() + 210, 150)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
         self.title, self.columns, self.colours = title, columns, colours
         self.maps, self.scale, self.chosen = None, 0.0, None
@@ -635,7 +635,7 @@ class MapGrid(QWidget):
         if not self.images:
             return
         number = f"{self.scale:.3g}"
-        width = 52
+        width = 64
         right = QRect(line.right() - width, 0, width, line.height())
         bar = QRect(right.left() - 64, 4, 60, line.height() - 8)
         left = QRect(bar.left() - width - 4, 0, width, line.height())
@@ -697,7 +697,7 @@ class DigitWindow(QMainWindow):
 
     failed = pyqtSignal(object)
 
-    def __init__(self, program, panel, open_network, data_dir, stretch):
+    def __init__(self, program, panel, open_network, data_dir, size, stretch):
         super().__init__()
         self.program, self.panel = program, panel
         self.network = None
@@ -709,7 +709,7 @@ class DigitWindow(QMainWindow):
         self.build(stretch)
         self.setWindowTitle(program)
         self.settings = QSettings("MNIST-TensorRT", program)
-        self.resize(960, 660)
+        self.resize(*size)
         self.restoreGeometry(self.settings.value("geometry", b""))
         self.width_slider.setValue(int(self.settings.value("pen_width", PEN_WIDTH)))
         self.worker = Worker(self)
@@ -736,6 +736,7 @@ class DigitWindow(QMainWindow):
         self.setCentralWidget(body)
         self.build_tools()
         self.build_test_set_tools()
+        self.setMinimumWidth(max(bar.sizeHint().width() for bar in self.findChildren(QToolBar)))
         self.status = QLabel(objectName="status")
         self.status.setContentsMargins(14, 0, 14, 8)
         self.statusBar().addWidget(self.status, 1)
@@ -885,8 +886,11 @@ class DigitWindow(QMainWindow):
         self.read_test_set()
 
     def do_without_test_set(self, error):
-        self.statusBar().addPermanentWidget(QLabel("No MNIST here: drawing only"))
-        self.test_set_bar.setToolTip(str(error))
+        absent = isinstance(error, DataError)
+        notice = QLabel("No MNIST here: drawing only" if absent else f"Drawing only: {error}")
+        notice.setToolTip(str(error))
+        notice.setContentsMargins(0, 0, 14, 8)
+        self.statusBar().addPermanentWidget(notice)
 
     def count(self):
         return len(self.images)

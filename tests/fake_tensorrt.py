@@ -344,7 +344,7 @@ def fake_tensorrt(version, device, name="tensorrt"):
 
     class Context:
         def __init__(self, engine):
-            self.engine, self.addresses = engine, {}
+            self.engine, self.addresses, self.has_run = engine, {}, False
             self.batch = engine.largest if engine.smallest == engine.largest and names else None
 
         def choose_shape(self, shape):
@@ -360,9 +360,12 @@ def fake_tensorrt(version, device, name="tensorrt"):
                 error(self.engine.log, "Cuda failure: out of memory")
                 return False
             assert self.batch, "the shape of a dynamic input has to be set before"
+            stream = device.streams[stream_handle]
+            assert self.has_run or stream.captured is None, "a first run can't be captured"
+            self.has_run = True
             device.calls.append(call)
             batch, net = self.batch, self.engine.net
-            device.streams[stream_handle].start(lambda: np.copyto(
+            stream.start(lambda: np.copyto(
                 device.read(addresses[1], (batch, 10)),
                 net(device.read(addresses[0], (batch, 1, 28, 28)))))
             return True

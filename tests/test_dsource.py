@@ -1,6 +1,7 @@
 """IDX files, MNIST's places, drawings, generated digits, normalisation."""
 
 import gzip
+import os
 import struct
 import sys
 import time
@@ -146,6 +147,27 @@ def test_damaged_files_give_only_the_projects_error():
 def test_damaged_weights_give_only_the_projects_error():
     fuzzer = fuzz_files.fuzz_weights(60)
     assert fuzzer.refused > 30
+
+
+def test_the_fuzzer_sees_a_fault(tmp_path):
+    (tmp_path / "damaged").write_bytes(b"damaged")
+
+    def check(read):
+        fuzz_files.Fuzzer(read).check(str(tmp_path / "damaged"))
+
+    def slow(path):
+        start = time.process_time()
+        while time.process_time() < start + 1.1:
+            pass
+
+    check(os.path.getsize)
+    with pytest.raises(gzip.BadGzipFile):
+        check(lambda path: gzip.open(path).read())
+    with pytest.raises(AssertionError, match="took 1.1 s"):
+        check(slow)
+    if fuzz_files.LINUX:
+        with pytest.raises(AssertionError, match="took .* MB"):
+            check(lambda path: bytearray(400 << 20))
 
 
 # --- MNIST's places -------------------------------------------------------------------------------

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-from PyQt5.QtCore import QEvent, Qt
-from PyQt5.QtGui import QMouseEvent
-from PyQt5.QtWidgets import QApplication
 from scripts import run
-from windows import ONE, SEVEN, click, draw, opened, part, settle
+from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
 from MNISTdsource import normalise
@@ -18,12 +15,6 @@ def window(tmp_path):
         draw(window.canvas, SEVEN)
         settle(window)
         yield window
-
-
-def hover(grid, index):
-    point = grid.cell(index).center()
-    QApplication.sendEvent(grid, QMouseEvent(QEvent.MouseMove, point, Qt.NoButton, Qt.NoButton,
-                                             Qt.NoModifier))
 
 
 def responses(window):

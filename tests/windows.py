@@ -102,6 +102,13 @@ def draw(canvas, strokes, button=Qt.LeftButton):
         mouse(canvas, QEvent.MouseButtonRelease, points[-1], button, down=False)
 
 
+def hover(grid, index):
+    """Move the mouse over one map of a MapGrid."""
+    point = grid.cell(index).center()
+    QApplication.sendEvent(grid, QMouseEvent(QEvent.MouseMove, point, Qt.NoButton, Qt.NoButton,
+                                             Qt.NoModifier))
+
+
 def ink(canvas):
     """The drawing, uint8 (H, W)."""
     return MNISTwidgets.to_array(canvas.picture)

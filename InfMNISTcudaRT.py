@@ -125,9 +125,8 @@ def time_engines(arguments, net, images, labels, source):
 
 def check_answers(engine, path, images, labels, reference):
     """Raise MNISTError where an engine doesn't answer as torch does: it isn't worth timing."""
-    from MNISTtiming import judge
-    answers = [engine(images[start:start + engine.batch_size]).copy()
-               for start in range(0, len(images), engine.batch_size)]
+    from MNISTtiming import in_batches, judge
+    answers = [engine(batch).copy() for batch in in_batches(images, engine.batch_size)]
     verdict = judge(answers, labels, reference, engine.precision)
     if verdict["status"] != "ok":
         raise MNISTError(f"{path}: {verdict['reason']} for {engine.precision}")

@@ -409,8 +409,8 @@ def program(machine, net, digits, stem, monkeypatch):
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
-    monkeypatch.setattr("MNISTtiming.WARM_UP_CALLS", 1)
-    monkeypatch.setattr("MNISTtiming.WARM_UP_SECONDS", 0)
+    for warm_up in ("WARM_UP", "TURN_WARM_UP"):
+        monkeypatch.setattr("MNISTtiming." + warm_up, {"calls": 1, "seconds": 0})
 
     def run_main(*arguments):
         monkeypatch.setattr(sys, "argv", ["InfMNISTcudaRT.py", "--weights", stem + ".pth",

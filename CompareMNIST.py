@@ -52,7 +52,7 @@ def main():
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "weights", "trust-pickle")
+    add_flags(parser, "data", "data-dir", "weights", "trust-pickle")
     parser.add_argument("--engine", nargs="+", metavar="NAME",
                         help="engines to time (default: all but torch-compile, which takes minutes "
                              "to prepare)")
@@ -75,14 +75,15 @@ def parse_arguments():
 
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
-    from MNISTdsource import load_test_digits
+    from MNISTdsource import load_digits
     from MNISTengine import reference_answers, set_threads
     from MNISTmodel import load_weights
 
     wanted = wanted_engines(arguments)
     threads = set_threads(arguments.threads)
     net = load_weights(arguments.weights, arguments.trust_pickle)
-    images, labels, source = load_test_digits(arguments.data_dir, arguments.limit)
+    images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
+                                         arguments.limit)
     reference = reference_answers(net, images)
 
     entries = [start(net, images, combination, batch_size)
@@ -123,7 +124,7 @@ def wanted_engines(arguments):
             reasons = [why_not(*combination) for combination in wanted if name in combination]
             if all(reasons):
                 raise UnavailableError(
-                    f"{name}: {reasons[0] if reasons else 'no engine asked for has that'}")
+                    f"{name}: {reasons[0] if reasons else 'no engine does all that was asked for'}")
     return wanted
 
 
@@ -168,7 +169,7 @@ def ratio(value):
 
 
 COLUMNS = [column for column in MNISTtiming.COLUMNS if column[0] != "loss"]
-COLUMNS.append(("speed", "-up", lambda row: ratio(row["speed_up"])))
+COLUMNS.append(("speed", "-up", lambda row: ratio(row.get("speed_up"))))
 
 LEGEND = MNISTtiming.LEGEND + """
 speed-up: of end-to-end, over torch on the CPU at the same batch size."""
@@ -177,15 +178,10 @@ speed-up: of end-to-end, over torch on the CPU at the same batch size."""
 def format_report(record, markdown=False):
     """Table, legend, published reference, machine and warnings of one record, as text."""
     if markdown:
-        return "\n\n".join([MNISTtiming.format_markdown(record["rows"], COLUMNS),
-                            describe_machine(record["machine"])] + warning_lines(record))
-    parts = [MNISTtiming.format_table(record["rows"], COLUMNS), LEGEND, format_published(),
-             describe_machine(record["machine"])]
-    return "\n\n".join(parts) + "\n" + "\n".join(warning_lines(record))
-
-
-def warning_lines(record):
-    return ["warning: " + text for text in record["warnings"]]
+        return "\n\n".join([MNISTtiming.format_markdown(record["rows"], COLUMNS)]
+                           + MNISTtiming.notes(record))
+    return "\n\n".join([MNISTtiming.format_table(record["rows"], COLUMNS), LEGEND,
+                        format_published(), "\n".join(MNISTtiming.notes(record))])
 
 
 def format_published():
@@ -213,8 +209,8 @@ def compare_records(arguments):
     """Show several records beside each other."""
     records = [read_record(path) for path in arguments.compare]
     rows = merge_rows(records)
-    sources = [f"{letter}: {os.path.basename(path)}, {record['machine']['utc']}\n"
-               + describe_machine(record["machine"])
+    sources = ["\n".join([f"{letter}: {os.path.basename(path)}, {record['machine']['utc']}"]
+                         + MNISTtiming.notes(record))
                for letter, path, record in zip(LETTERS, arguments.compare, records)]
     table = MNISTtiming.format_markdown if arguments.markdown else MNISTtiming.format_table
     parts = [table(rows, RECORDS_COLUMNS), RECORDS_LEGEND] + sources
@@ -278,75 +274,92 @@ def plot_format(path):
     return os.path.splitext(path)[1][1:].lower()
 
 
-# One marker for each batch size, all alike without colours: hollow for the smallest.
-MARKERS = (("o", "white"), ("s", "black"), ("^", "0.6"), ("D", "white"), ("v", "black"))
+# A marker and its place on the line for each batch size, told apart without colours.
+MARKERS = (("o", "white", -0.15), ("s", "black", 0.15), ("^", "0.6", 0), ("D", "white", 0.3),
+           ("v", "black", -0.3))
 
 
 def save_plot(path, records):
     """Draw latency and throughput of every engine, from top to bottom as in the table."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     measured, published = plot_lines(records)
     lines = measured + published
-    batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
-    figure = Figure(figsize=(10, 1.9 + 0.3 * len(lines)))
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, title, which in zip(panels, ("latency, ms per batch (line: up to p90)",
-                                            "throughput, images per second"), (0, 1)):
-        draw_panel(panel, lines, batch_sizes, which)
-        panel.set_title(title, fontsize=10)
-        panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.92", zorder=0)
-    panels[0].set_yticks(range(len(lines)))
-    panels[0].set_yticklabels([label for label, _ in lines], fontsize=9)
-    panels[0].set_ylim(len(lines) - 0.5, -0.5)
-    machines = [describe_machine(record["machine"]).split("\n")[0] for record in records]
+    machines = [record["machine"]["utc"][:10] + ", "
+                + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
         machines = [f"{letter}: {machine}" for letter, machine in zip(LETTERS, machines)]
-    figure.suptitle("Reading MNIST digits, end-to-end: from pixels to answers in host memory",
-                    fontsize=11)
-    handles, names = panels[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower right", ncol=len(names), frameon=False, fontsize=9)
-    figure.text(0.01, 0.02, "\n".join(machines), fontsize=8, va="bottom")
-    figure.tight_layout(rect=(0, 0.25 * (1 + len(machines)) / figure.get_figheight(), 1, 1))
+    margin = 1.1 + 0.17 * len(machines)  # inches: title and legend above, machines below
+    height = margin + 0.36 * len(lines)
+    figure = Figure(figsize=(10, height), dpi=150)
+    FigureCanvasAgg(figure)  # needs no display
+    figure.text(0.012, 1 - 0.1 / height, "Reading MNIST digits, end-to-end: from pixels to answers",
+                fontsize=12, va="top")
+    figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
+
+    latency, throughput = figure.subplots(1, 2, sharey=True)
+    batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
+    for batch_size, (marker, face, offset) in zip(batch_sizes, MARKERS):
+        style = dict(marker=marker, color="black", markerfacecolor=face, markersize=6,
+                     linestyle="none", label=f"batch {batch_size}")
+        for place, (_, points) in enumerate(lines):
+            if batch_size not in points:
+                continue
+            y = place + offset
+            median, p90, speed, note = points[batch_size]
+            latency.plot([median, p90], [y, y], color="black", linewidth=1)
+            latency.plot(median, y, **style)
+            throughput.plot(speed, y, **style)
+            add_text(latency, p90, y, MNISTtiming.milliseconds(median))
+            add_text(throughput, speed, y, f"{speed:,.0f}{note}")
+            style["label"] = None
+    for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
+                         (throughput, "throughput, digits per second")):
+        panel.set_title(title, fontsize=10)
+        panel.set_xscale("log")
+        low, high = panel.get_xlim()  # with room for the numbers
+        panel.set_xlim(low, high * (high / low) ** (0.12 if len(records) == 1 else 0.25))
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        panel.grid(axis="x", color="0.85", linewidth=0.6)
+        panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)
+        panel.tick_params(labelsize=9, length=2)
+        panel.set_axisbelow(True)
+    latency.set_yticks(range(len(lines)))
+    latency.set_yticklabels([name for name, _ in lines])
+    latency.set_ylim(len(lines) - 0.5, -0.5)
+    figure.legend(*latency.get_legend_handles_labels(), loc="upper right", ncol=len(batch_sizes),
+                  frameon=False, fontsize=10)
+    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - 0.35 / height))
     with write_atomically(path) as file:
-        figure.savefig(file, format=plot_format(path), dpi=150)
+        figure.savefig(file, format=plot_format(path))
+
+
+def add_text(panel, x, y, text):
+    """A small number to the right of a marker."""
+    panel.annotate(text, (x, y), (5, 0), textcoords="offset points", fontsize=7, va="center")
 
 
 def plot_lines(records):
-    """The plot's lines, measured and published: (label, {batch size: (latency ms, p90 or None,
-    images per s)})."""
+    """The plot's lines, measured and published: (name, {batch size: (median in ms, p90 in ms or
+    the median where there is none, images per s, text to add)})."""
     measured = collections.OrderedDict()
     for row in merge_rows(records):
         times = row["end_to_end"]
-        label = f"{row['engine']} {row['device']} {row['precision']}"
-        label += f" {row['letter']}" if len(records) > 1 else ""
-        label += " WRONG" if row["status"] == "failed" else ""
-        measured.setdefault(label, {})[row["batch_size"]] = (
-            times["median_ms"], times["p90_ms"], times["images_per_s"])
+        name = f"{row['engine']} {row['device']} {row['precision']}"
+        note = " WRONG" if row["status"] == "failed" else ""
+        if len(records) > 1:
+            name += "  " + row["letter"]
+            note += f"  {ratio(row['ratio'])}" if row["ratio"] != 1 else ""
+        measured.setdefault(name, {})[row["batch_size"]] = (
+            times["median_ms"], times["p90_ms"] or times["median_ms"], times["images_per_s"], note)
     published = []
     for who, seconds in PUBLISHED:
-        points = {batch_size: (total * 1e3 / -(-PUBLISHED_IMAGES // batch_size), None,
-                               PUBLISHED_IMAGES / total) for batch_size, total in seconds.items()}
+        points = {}
+        for batch_size, total in seconds.items():
+            mean = total * 1e3 / -(-PUBLISHED_IMAGES // batch_size)
+            points[batch_size] = (mean, mean, PUBLISHED_IMAGES / total, "")
         published.append(("published, " + who, points))
     return list(measured.items()), published
-
-
-def draw_panel(panel, lines, batch_sizes, which):
-    """One panel: latency (which = 0) or throughput (1) on a logarithmic axis."""
-    for batch_size, (marker, face) in zip(batch_sizes, MARKERS):
-        places = [(points[batch_size], y) for y, (_, points) in enumerate(lines)
-                  if batch_size in points]
-        values = [latency if which == 0 else speed for (latency, _, speed), _ in places]
-        if which == 0:
-            for (latency, p90, _), y in places:
-                if p90:
-                    panel.plot([latency, p90], [y, y], color="black", linewidth=1, zorder=1)
-        panel.plot(values, [y for _, y in places], marker, color="black", markerfacecolor=face,
-                   markersize=6, label=f"batch {batch_size}", zorder=2)
-    panel.set_xscale("log")
-    panel.grid(axis="x", which="major", color="0.8", linewidth=0.6)
-    panel.grid(axis="y", color="0.9", linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.tick_params(axis="x", labelsize=9)
 
 
 if __name__ == "__main__":

@@ -276,8 +276,8 @@ def row_warnings(row):
     warnings = []
     times = row["end_to_end"]
     if times["unsteady"] and times["unsteady"] > STEADY:
-        warnings.append(f"{what}: unsteady, its median moved by {times['unsteady'] - 1:.0%} during "
-                        "the run; something else used this machine, or its clock changed")
+        warnings.append(f"{what}: unsteady, the median moved by {times['unsteady'] - 1:.0%}; "
+                        "something else ran, or the clock changed")
     if times["first_timed_ms"] > 5 * times["median_ms"]:
         warnings.append(f"{what}: the first timed call took {times['first_timed_ms']:.3g} ms, far "
                         f"from the median {times['median_ms']:.3g} ms; warming up was not enough")
@@ -411,6 +411,11 @@ def align(line, widths):
 
 def format_report(record, columns=COLUMNS):
     """Table, legend, machine and warnings of a record, for the screen."""
-    parts = [format_table(record["rows"], columns), LEGEND, describe_machine(record["machine"])]
-    parts += ["warning: " + text for text in record["warnings"]]
-    return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:])
+    return "\n\n".join([format_table(record["rows"], columns), LEGEND, "\n".join(notes(record))])
+
+
+def notes(record):
+    """The machine and the warnings of a record, each a text of lines that fit the screen."""
+    texts = describe_machine(record["machine"]).split("\n")
+    texts += ["warning: " + text for text in record["warnings"]]
+    return [textwrap.fill(text, TABLE_WIDTH) for text in texts]

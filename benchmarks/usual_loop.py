@@ -30,7 +30,9 @@ def main():
     parser.add_argument("--skip-training", action="store_true", help="compare inference only")
     arguments = parser.parse_args()
 
-    from MNISTengine import set_threads
+    from MNISTengine import set_threads, why_not
+    if why_not("usual-loop"):
+        raise UnavailableError(why_not("usual-loop"))
     threads = set_threads(arguments.threads)
     print(f"{threads} threads")
     if not arguments.skip_training:
@@ -51,11 +53,13 @@ def usual_training_epoch(data_dir):
     import torch
     from torch.nn.functional import nll_loss
 
+    from MNISTdsource import load_split
+    from MNISTengine import usual_dataset
     from MNISTmodel import Net
     net = Net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    loader = torch.utils.data.DataLoader(usual_dataset("train", data_dir), batch_size=64,
-                                         shuffle=True)
+    dataset = usual_dataset(*load_split("train", data_dir))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
     start = time.perf_counter()
     for x, labels in loader:
         optimiser.zero_grad()
@@ -77,59 +81,25 @@ def our_training(data_dir, threads):
 
 
 def compare_inference(data_dir):
-    """The 10,000 test digits by the usual loop and by our engine, in turns; medians."""
+    """The 10,000 test digits by the usual loop and by our engines, in turns; medians."""
     from MNISTdsource import load_split
-    from MNISTengine import open_engine
+    from MNISTengine import open_engine, why_not
     from MNISTmodel import load_weights
     net = load_weights()
     images, _ = load_split("test", data_dir)
+    names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]
     for batch_size in (64, 1):
-        engine = open_engine("torch", net, batch_size=batch_size)
-        pairs = [(our_inference(engine, images), usual_inference(net, batch_size, data_dir))
-                 for _ in range(4)][1:]  # the first turn warms both up
-        ours, usual = (sorted(times)[1] for times in zip(*pairs))
-        show(f"inference, batch {batch_size}", ours, usual)
+        engines = [open_engine(name, net, batch_size=batch_size) for name in names + ["usual-loop"]]
+        turns = [[inference(engine, images) for engine in engines] for _ in range(4)]
+        *ours, usual = (sorted(times)[1] for times in zip(*turns[1:]))  # the first one warms up
+        for name, seconds in zip(names, ours):
+            show(f"inference, {name}, batch {batch_size}", seconds, usual)
 
 
-def our_inference(engine, images):
-    """Seconds for one pass of our engine over the images."""
-    start = time.perf_counter()
-    for first in range(0, len(images), engine.batch_size):
-        engine(images[first:first + engine.batch_size])
-    return time.perf_counter() - start
-
-
-def usual_inference(net, batch_size, data_dir):
-    """Seconds for one pass of the usual loop over the test digits."""
-    import torch
-    loader = torch.utils.data.DataLoader(usual_dataset("test", data_dir), batch_size=batch_size)
-    start = time.perf_counter()
-    with torch.no_grad():
-        for x, _ in loader:
-            net(x)
-    return time.perf_counter() - start
-
-
-def usual_dataset(split, data_dir):
-    """torchvision's MNIST with the usual transforms, over the digits that are already here."""
-    try:
-        from torchvision import datasets, transforms
-    except (ImportError, RuntimeError) as error:  # RuntimeError: one that doesn't fit this torch
-        raise UnavailableError(f"needs a torchvision that fits this torch ({error})") from error
-    import torch
-
-    from MNISTdsource import MEAN, STD, load_split
-
-    class FoundMNIST(datasets.MNIST):
-        def _check_exists(self):
-            return True
-
-        def _load_data(self):
-            images, labels = load_split(split, data_dir)
-            return torch.from_numpy(images), torch.from_numpy(labels).long()
-
-    usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-    return FoundMNIST("", train=split == "train", transform=usual)
+def inference(engine, images):
+    """Seconds for one pass of an engine over the images, end-to-end."""
+    from MNISTtiming import end_to_end_calls
+    return sum(seconds for seconds, _ in end_to_end_calls(engine, images))
 
 
 def show(what, ours, usual):

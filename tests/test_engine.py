@@ -1,4 +1,6 @@
-"""The torch engine behind the common interface, and the registry."""
+"""Every engine behind the common interface, and the registry."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 import MNISTengine
 from MNISTmodel import Net
 from MNISTscript import UnavailableError
+from MNISTtiming import TOLERANCE
 
 
 @pytest.fixture
@@ -20,18 +23,110 @@ def images():
     return np.random.RandomState(0).randint(0, 256, (100, 28, 28)).astype(np.uint8)
 
 
+QUICK = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request]
+
+
+def open_or_skip(name, net, device, precision="fp32", batch_size=64):
+    reason = MNISTengine.why_not(name, device, precision)
+    if reason:
+        pytest.skip(reason)
+    return MNISTengine.open_engine(name, net, device, precision, batch_size)
+
+
+def answers_of(engine, images):
+    size = engine.batch_size
+    return np.concatenate([engine(images[start:start + size]).copy()
+                           for start in range(0, len(images), size)])
+
+
 @pytest.mark.parametrize("batch_size", [1, 16, 64])
-def test_torch_answers_as_the_reference(net, images, batch_size):
-    engine = MNISTengine.open_engine("torch", net, batch_size=batch_size)
-    answers = np.concatenate([engine(images[start:start + batch_size]).copy()
-                              for start in range(0, len(images), batch_size)])
-    reference = MNISTengine.reference_answers(net, images)
+@pytest.mark.parametrize("name", QUICK)
+def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, batch_size):
+    engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
+    answers = answers_of(engine, images)
     assert answers.dtype == np.float32 and answers.shape == (100, 10)
-    assert np.abs(answers - reference).max() < 1e-4
+    assert np.abs(answers - MNISTengine.reference_answers(net, images)).max() < 1e-4
+    assert (engine.name, engine.device, engine.precision) == (name, "cpu", "fp32")
+    assert engine.detail
+    engine.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 64])
+@pytest.mark.parametrize("name, precision", [
+    (name, precision) for name in QUICK if "cuda" in MNISTengine.ENGINES[name].devices
+    for precision in MNISTengine.ENGINES[name].precisions])
+def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, precision, batch_size):
+    engine = open_or_skip(name, net, "cuda", precision, batch_size)
+    answers = answers_of(engine, images)
+    tolerance = TOLERANCE[precision]
+    assert np.abs(answers - MNISTengine.reference_answers(net, images)).max() < tolerance
+    engine.compute(engine.prepare(images[:batch_size]))
+    engine.synchronise()
+    assert np.array_equal(answers_of(engine, images), answers)
+    engine.close()
+
+
+@pytest.mark.slow
+def test_torch_compile_answers_as_the_reference(net, images):
+    engine = open_or_skip("torch-compile", net, "cpu")
+    reference = MNISTengine.reference_answers(net, images)
+    assert np.abs(answers_of(engine, images) - reference).max() < 1e-4
+    assert engine.prepare(images[:3]).shape == (64, 1, 28, 28)
+
+
+def test_reference_is_the_plain_network(net, images):
     with torch.no_grad():
         x = torch.from_numpy(images[:, None] / 255).float()
         plain = net((x - 0.1307) / 0.3081).numpy()
-    assert np.abs(reference - plain).max() < 1e-4
+    assert np.abs(MNISTengine.reference_answers(net, images) - plain).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_compute_runs_on_what_was_prepared(net, images, name):
+    engine = open_or_skip(name, net, "cpu")
+    engine(images[:64])
+    engine.compute(engine.prepare(images[36:]))
+    engine.synchronise()
+    reference = MNISTengine.reference_answers(net, images[36:])
+    assert np.abs(engine.log_probs - reference).max() < 1e-4
+
+
+def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
+    for name in ("onnxruntime", "openvino"):
+        engine = open_or_skip(name, net, "cpu")
+        engine(images[:64])
+        short = engine(images[:3])
+        assert short.shape == (3, 10)
+        assert np.abs(short - MNISTengine.reference_answers(net, images[:3])).max() < 1e-4
+
+
+def test_onnxruntime_on_another_provider_is_refused(net, monkeypatch):
+    open_or_skip("onnxruntime", net, "cpu")
+    monkeypatch.setitem(MNISTengine.OnnxRuntimeEngine.PROVIDERS, "cpu", ("AzureProvider", {}))
+    with pytest.raises(UnavailableError, match="uses CPUExecutionProvider in place of Azure"):
+        MNISTengine.open_engine("onnxruntime", net)
+
+
+def test_usual_loop_reads_the_digits_it_is_given(net, images):
+    engine = open_or_skip("usual-loop", net, "cpu", batch_size=64)
+    loop = list(engine.loop(images))
+    assert [len(answers) for answers in loop] == [64, 36]
+    reference = MNISTengine.reference_answers(net, images)
+    assert np.abs(np.concatenate(loop) - reference).max() < 1e-4
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "openvino" in MNISTengine.why_not("openvino")
+    assert MNISTengine.package_missing("no_such_package") == \
+        "no_such_package is not installed; pip install no_such_package"
+
+
+def test_registry_is_complete():
+    for name, kind in MNISTengine.ENGINES.items():
+        assert kind.name == name and set(kind.devices) <= {"cpu", "cuda"}
+        assert kind.precisions[0] == "fp32" and callable(kind.missing) and callable(kind.open)
 
 
 def test_compute_is_the_same_network(net, images):

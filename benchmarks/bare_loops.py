@@ -1,0 +1,121 @@
+"""Measure what our engines cost beyond the bare loop of the library they run on.
+
+examples:
+  python benchmarks/bare_loops.py
+  python benchmarks/bare_loops.py --threads 1 --batch-size 1
+
+ours: engine(images), from uint8 pixels to log-probabilities, as CompareMNIST.py times it.
+bare: the library's own call, over float32 batches that lie ready, with the same threads:
+  torch         net(x) on normalised digits, the network as loaded, in inference mode
+  torch, same   the same on the engine's own network: folded normalisation, channels-last
+  onnxruntime   session.run(None, {"image": x}), the engine's own session
+  openvino      model(x), the engine's own compiled model
+
+They take turns of a few milliseconds, since the speed of a machine drifts. The ratio is the median
+over all turns; between brackets the quartiles, which say how far to trust it.
+"""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from MNISTscript import add_flags, make_parser, run_program  # noqa: E402
+
+TURNS = 101
+IMAGES_PER_TURN = {1: 100}  # by batch size; larger ones:
+BATCHES_PER_TURN = 5
+
+
+def main():
+    parser = make_parser(__doc__)
+    add_flags(parser, "data", "data-dir", "batch-size", "threads")
+    arguments = parser.parse_args()
+
+    from MNISTdsource import load_digits
+    from MNISTengine import open_engine, set_threads, why_not
+    from MNISTmodel import load_weights
+    print(f"{set_threads(arguments.threads)} threads")
+    net = load_weights()
+    images, _, _ = load_digits("test", arguments.data, arguments.data_dir)
+    for name, (engine_name, make_bare) in BARE.items():
+        if why_not(engine_name):
+            print(f"{name}: {why_not(engine_name)}")
+            continue
+        for batch_size in arguments.batch_size:
+            engine = open_engine(engine_name, net, batch_size=batch_size)
+            batches = batches_of(images, batch_size)
+            compare(f"{name:12} batch {batch_size:3}", engine, batches,
+                    *make_bare(engine, net, batches))
+            engine.close()
+
+
+def batches_of(images, size):
+    """The full batches of one turn."""
+    count = IMAGES_PER_TURN.get(size, BATCHES_PER_TURN * size) // size
+    return [images[k * size:(k + 1) * size] for k in range(count)]
+
+
+def compare(what, engine, batches, bare, ready):
+    """Time `engine` over the batches and `bare` over the ready ones, in turns; print the ratio."""
+    pairs = [(seconds(engine, batches), seconds(bare, ready)) for _ in range(TURNS + 10)][10:]
+    ratios = sorted(ours / library for ours, library in pairs)
+    ours, library = (sorted(times)[TURNS // 2] / len(batches) * 1e3 for times in zip(*pairs))
+    print(f"{what}: ours {ours:.3f} ms, bare {library:.3f} ms, ratio {ratios[TURNS // 2]:.3f} "
+          f"({ratios[TURNS // 4]:.3f} to {ratios[3 * TURNS // 4]:.3f})", flush=True)
+
+
+def seconds(call, batches):
+    start = time.perf_counter()
+    for batch in batches:
+        call(batch)
+    return time.perf_counter() - start
+
+
+def bare_torch(engine, net, batches):
+    import torch
+
+    from MNISTdsource import normalise
+    return in_inference_mode(net), [torch.from_numpy(normalise(batch)) for batch in batches]
+
+
+def bare_torch_same(engine, net, batches):
+    return in_inference_mode(engine.net), [engine.prepare(batch) for batch in batches]
+
+
+def in_inference_mode(net):
+    import torch
+
+    def call(x):
+        with torch.inference_mode():
+            return net(x)
+
+    return call
+
+
+def bare_onnxruntime(engine, net, batches):
+    session = engine.session
+    return lambda x: session.run(None, {"image": x}), grey_levels(batches)
+
+
+def bare_openvino(engine, net, batches):
+    return engine.model, grey_levels(batches)
+
+
+def grey_levels(batches):
+    import numpy as np
+    return [batch[:, None].astype(np.float32) for batch in batches]
+
+
+# For each line: the engine, and what makes the bare call and its ready batches.
+BARE = {
+    "torch": ("torch", bare_torch),
+    "torch, same": ("torch", bare_torch_same),
+    "onnxruntime": ("onnxruntime", bare_onnxruntime),
+    "openvino": ("openvino", bare_openvino),
+}
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,216 @@
+"""CompareMNIST.py: table, plot and comparison from synthetic records; and a real run."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from scripts import run
+
+import CompareMNIST
+import MNISTengine
+from MNISTscript import UnavailableError
+from MNISTtiming import empty_row, make_record
+
+SPEED = {("torch", 1): 6000, ("torch", 64): 12000, ("onnxruntime", 1): 15000,
+         ("onnxruntime", 64): 21000}
+
+
+def measured(engine, batch_size, speed):
+    calls = -(-10000 // batch_size)
+    clock = dict(total_s=10000 / speed, images_per_s=speed, first_call_ms=99.9,
+                 median_ms=1e7 / speed / calls, p90_ms=1.2e7 / speed / calls, p99_ms=None,
+                 unsteady=1.0, first_timed_ms=1.0)
+    return dict(empty_row(engine, "cpu", "fp32", batch_size, 10000, "ok"), accuracy=0.9901,
+                loss=0.03, max_difference=1e-5, end_to_end=clock, compute=clock)
+
+
+def make(scale=1.0):
+    rows = [measured(engine, batch, scale * speed) for (engine, batch), speed in SPEED.items()]
+    rows += [empty_row("tensorrt", "cuda", "fp16", batch, 10000, reason="no GPU, " * 15 + "alas")
+             for batch in (1, 64)]
+    CompareMNIST.add_speed_ups(rows)
+    return make_record({}, rows)
+
+
+@pytest.fixture
+def record():
+    return make()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two records, the second half as fast."""
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, scale in zip(paths, (1, 0.5)):
+        path.write_text(json.dumps(make(scale)))
+    return paths
+
+
+def test_speed_up_is_over_torch_on_the_cpu_at_the_same_batch(record):
+    assert [row["speed_up"] for row in record["rows"]] == [1, 1, 2.5, 1.75, None, None]
+    rows = [row for row in record["rows"] if row["engine"] != "torch"]
+    CompareMNIST.add_speed_ups(rows)
+    assert all(row["speed_up"] is None for row in rows)
+
+
+def test_report_fits_the_screen_and_holds_everything(record):
+    record["warnings"].append("long " * 50)
+    report = CompareMNIST.format_report(record)
+    assert max(map(len, report.split("\n"))) <= 100
+    for text in ("2.50x", "99.01", "skipped: no GPU", "alas", "Jetson Nano: TensorRT", "50.0",
+                 "13.5", "warning: long", record["machine"]["os"][:10]):
+        assert text in report
+
+
+def test_markdown_has_as_many_cells_in_every_line(record):
+    table = CompareMNIST.format_report(record, markdown=True).split("\n\n")[0].split("\n")
+    assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
+
+
+def test_ratio_has_about_three_digits():
+    assert [CompareMNIST.ratio(x) for x in (None, 0.5, 9.99, 12.34, 123.4)] == \
+        ["-", "0.50x", "9.99x", "12.3x", "123x"]
+
+
+def test_records_beside_each_other(files, tmp_path):
+    out, _ = run("CompareMNIST.py", "--compare", *files, "--plot", tmp_path / "both.png")
+    lines = out.split("\n")
+    assert max(map(len, lines)) <= 100
+    pairs = [line.split() for line in lines if line.startswith(("torch", "onnxruntime"))]
+    assert [line[4] for line in pairs] == ["A", "B"] * 4
+    assert [line[-1] for line in pairs] == ["1.00x", "0.50x"] * 4
+    assert "A: a.json" in out and "B: b.json" in out
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_that_the_first_record_lacks_is_compared_with_the_next(record):
+    first = copy.deepcopy(record)
+    del first["rows"][0]
+    rows = CompareMNIST.merge_rows([first, record])
+    assert [(row["letter"], row["ratio"]) for row in rows
+            if CompareMNIST.row_key(row) == ("torch", "cpu", "fp32", 1)] == [("B", 1)]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"schema": 1, "rows": []}', "\0"])
+def test_what_is_no_record_is_refused(tmp_path, content):
+    path = tmp_path / "record.json"
+    if content is not None:
+        path.write_text(content)
+    _, err = run("CompareMNIST.py", "--compare", path, status=2)
+    assert str(path) in err and len(err.strip().split("\n")) == 1
+
+
+@pytest.mark.parametrize("end", ["png", "svg", "pdf"])
+def test_plot(record, tmp_path, end):
+    path = tmp_path / f"plot.{end}"
+    record["rows"][2].update(status="failed", reason="WRONG: answers differ")
+    CompareMNIST.save_plot(str(path), [record])
+    assert path.stat().st_size > 5000
+    if end == "svg":
+        text = path.read_text()
+        for word in ("batch 64", "published, Jetson Nano: TensorRT", "12,000", "15,000 WRONG"):
+            assert word in text, word
+
+
+def test_plot_of_unknown_kind_is_refused_before_any_time_is_spent(tmp_path):
+    _, err = run("CompareMNIST.py", "--plot", tmp_path / "plot.xyz", status=2)
+    assert ".png, .svg or .pdf" in err
+
+
+def test_a_real_run(tmp_path, small_mnist):
+    path = tmp_path / "record.json"
+    out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "130", "--threads", "1",
+                   "--device", "cpu", "--plot", tmp_path / "plot.png", "--json", path)
+    record = json.loads(path.read_text())
+    usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
+              and "cpu" in kind.devices and MNISTengine.why_not(name) is None]
+    ran = [row for row in record["rows"] if row["status"] == "ok"]
+    assert [(row["engine"], row["batch_size"]) for row in ran] == \
+        [(name, batch_size) for name in usable for batch_size in (1, 64)]
+    assert all(row["max_difference"] < 1e-3 and row["images"] == 130 and row["speed_up"] > 0
+               and row["prepare_s"] > 0 and row["end_to_end"]["total_s"] > 0 for row in ran)
+    assert record["settings"]["threads"] == 1 and "1 threads" in err
+    assert all(name in out for name in usable)
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_markdown_goes_to_stdout_alone(small_mnist):
+    out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "64", "--device", "cpu",
+                 "--engine", "torch", "--batch-size", "64", "--markdown")
+    assert out.startswith("| engine |") and "torch | cpu fp32 | 64 |" in out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--engine", "onxruntime"], "did you mean onnxruntime"),
+    (["--engine", "torch-graph", "--device", "cpu"], "torch-graph: no engine does all"),
+    (["--precision", "fp16", "--device", "cpu"], "no engine does all"),
+])
+def test_what_was_asked_for_by_name_and_cannot_be_is_an_error(flags, words):
+    _, err = run("CompareMNIST.py", *flags, status=2)
+    assert words in err
+
+
+def in_process(monkeypatch, small_mnist, *flags):
+    monkeypatch.setattr("sys.argv", ["CompareMNIST.py", "--data-dir", str(small_mnist), "--limit",
+                                     "64", "--batch-size", "64", "--device", "cpu", *flags])
+    return CompareMNIST.main()
+
+
+def with_engine(monkeypatch, engine, missing=None):
+    """Register one engine more, called "other"."""
+    kind = MNISTengine.EngineKind("other", ("cpu",), ("fp32",), lambda device: missing, engine,
+                                  False)
+    monkeypatch.setitem(MNISTengine.ENGINES, "other", kind)
+
+
+def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
+    class Wrong(MNISTengine.TorchEngine):
+        name = "other"
+
+        def __call__(self, images):
+            return np.roll(super().__call__(images), 1, axis=1)
+
+    with_engine(monkeypatch, Wrong)
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
+    lines = capsys.readouterr().out.split("\n")
+    assert max(map(len, lines)) <= 100
+    line, = (k for k, line in enumerate(lines) if line.startswith("other"))
+    assert lines[line + 1].strip().startswith("failed: WRONG")
+
+
+def test_an_engine_that_breaks_leaves_the_others_their_rows(monkeypatch, small_mnist, capsys):
+    class Broken(MNISTengine.TorchEngine):
+        def __call__(self, images):
+            raise RuntimeError("out of\nmemory")
+
+    with_engine(monkeypatch, Broken)
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
+    out = capsys.readouterr().out
+    assert "failed: RuntimeError: out of memory" in out and "1.00x" in out
+
+
+def test_an_engine_that_is_missing_keeps_its_row(monkeypatch, small_mnist, capsys):
+    with_engine(monkeypatch, None, missing="it is not there; pip install it")
+    monkeypatch.setattr(MNISTengine, "ENGINES", {
+        name: MNISTengine.ENGINES[name] for name in ("torch", "other")})
+    assert in_process(monkeypatch, small_mnist) == 0
+    assert "skipped: it is not there; pip install it" in capsys.readouterr().out
+    with pytest.raises(UnavailableError, match="other: it is not there"):
+        in_process(monkeypatch, small_mnist, "--engine", "other")
+
+
+def test_readme_of_results(monkeypatch, tmp_path):
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("make_readme", CompareMNIST.__file__.replace(
+        "CompareMNIST.py", "results/make_readme.py"))
+    make_readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_readme)
+    (tmp_path / "2026-01-31-toaster.json").write_text(json.dumps(make()))
+    (tmp_path / "2026-01-31-toaster.png").write_bytes(b"")
+    monkeypatch.setattr(make_readme, "HERE", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["make_readme.py"])
+    make_readme.main()
+    page = (tmp_path / "README.md").read_text()
+    assert "## 2026-01-31-toaster" in page and "(2026-01-31-toaster.png)" in page
+    assert "| onnxruntime | cpu fp32 | 64 |" in page and "1.75x" in page

@@ -72,7 +72,8 @@ def run_program(main):
         # A library that was being imported may have made another error of a Ctrl-C.
         status = 130 if interrupts else report(error)
     if status == 130:
-        print("\ninterrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        os._exit(status)  # at once: a thread may be in the middle of importing torch
     sys.exit(status)
 
 

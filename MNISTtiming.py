@@ -8,90 +8,142 @@ A latency is per batch, a throughput per image, a total for all the images of on
 """
 
 import gc
+import itertools
+import os
+import textwrap
 import time
 
 from MNISTmachine import describe_machine, machine_record
 from MNISTscript import save_json
 
-WARM_UP_CALLS = 10
-WARM_UP_SECONDS = 0.2
+# Before an engine's first timed call, and before each of its turns where several take turns.
+WARM_UP = {"calls": 10, "seconds": 0.2}
+TURN_WARM_UP = {"calls": 3, "seconds": 0.02}
+
+# A pass over the images is timed in this many turns.
+TURNS = 5
 
 # A percentile needs this many calls beyond it to mean anything: p99 from 1,000 calls on.
 CALLS_BEYOND_PERCENTILE = 10
 
 # How far log-probabilities may lie from the reference before an engine is wrong, not merely
 # rounded. They reach -40 or so, where float16 steps by 0.03, and layers add up such steps.
-TOLERANCE = {"fp32": 1e-3, "fp16": 0.25}
+TOLERANCE = {"fp32": 1e-3, "tf32": 0.25, "fp16": 0.25}
 
 # Medians of the consecutive fifths of a run that lie further apart than this are unsteady.
 STEADY = 1.10
 
+# Other programs that use more than this part of the CPUs during a run disturb it.
+QUIET = 0.05
+
 
 def time_engine(engine, images, labels, reference, repeat=1):
-    """Time an engine over `images` and check its answers; gives a row of the record.
+    """Time one engine over `images` and check its answers; gives a row of the record.
 
     images uint8 (N, 28, 28), labels (N,), reference float32 (N, 10), see
     `MNISTengine.reference_answers`. `repeat` passes are made for each of the two times.
+    """
+    stopwatch = Stopwatch(engine, images)
+    take_turns([stopwatch], repeat)
+    return stopwatch.row(labels, reference)
+
+
+def take_turns(stopwatches, repeat=1):
+    """Time `repeat` passes of every engine, one part of a pass after the other, in turns.
+
+    So whatever slows this machine for a while slows all of them, and shows in each as unsteady.
+    """
+    turns = [(number, turn) for number in range(repeat) for turn in range(TURNS)]
+    gc.collect()
+    gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
+    try:
+        for number, turn in turns:
+            for stopwatch in stopwatches:
+                stopwatch.time_turn(number, turn)
+    finally:
+        gc.enable()
+
+
+class Stopwatch:
+    """The two clocks on one engine, which is warmed up as the stopwatch is made.
 
     The last, shorter batch is timed as it comes and counts in the totals; latencies are of the
     full batches. No outlier is removed.
     """
-    batches = [images[start:start + engine.batch_size]
-               for start in range(0, len(images), engine.batch_size)]
-    gc.collect()
-    gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
-    try:
-        end_to_end, answers = clock(engine, batches, repeat, end_to_end_call)
-        compute, _ = clock(engine, batches, repeat, compute_call)
-    finally:
-        gc.enable()
-    row = empty_row(engine.name, engine.device, engine.precision, engine.batch_size, len(images))
-    row.update(judge(answers, labels, reference, engine.precision))
-    row.update(end_to_end=end_to_end, compute=compute)
-    return row
+
+    def __init__(self, engine, images):
+        self.engine, self.images = engine, images
+        size = engine.batch_size
+        self.batches = -(-len(images) // size)
+        self.first, self.passes, self.answers = {}, {}, []
+        for clock, calls in CLOCKS.items():
+            self.passes[clock] = []
+            (self.first[clock], _), = calls(engine, images[:size])
+            warm_up(engine, images[:size], calls, **WARM_UP)
+            if len(images) % size and len(images) > size:
+                warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP)
+
+    def time_turn(self, number, turn):
+        """Time one of a pass's turns with both clocks."""
+        size = self.engine.batch_size
+        start, stop = (self.batches * k // TURNS * size for k in (turn, turn + 1))
+        images = self.images[start:stop]
+        for clock, calls in CLOCKS.items():
+            if turn == 0:
+                self.passes[clock].append([])
+            if len(images):
+                warm_up(self.engine, images[:size], calls, **TURN_WARM_UP)
+            for seconds, answers in calls(self.engine, images):
+                self.passes[clock][-1].append(seconds)
+                if number == 0 and answers is not None:
+                    self.answers.append(answers)
+
+    def row(self, labels, reference):
+        """The engine's row of the record."""
+        engine, images = self.engine, len(self.images)
+        row = empty_row(engine.name, engine.device, engine.precision, engine.batch_size, images)
+        row.update(judge(self.answers, labels, reference, engine.precision))
+        full = images // engine.batch_size or 1
+        for clock in CLOCKS:
+            row[clock] = statistics(self.first[clock], self.passes[clock], full, images)
+        return row
 
 
-def end_to_end_call(engine, batch):
-    """Answers for a batch and the seconds they took, from host memory to host memory."""
-    start = time.perf_counter()
-    answers = engine(batch)
-    return time.perf_counter() - start, answers.copy()  # the engine may reuse its buffer
+def in_batches(images, size):
+    return [images[start:start + size] for start in range(0, len(images), size)]
 
 
-def compute_call(engine, batch):
-    """Nothing, and the seconds that the network alone took on the prepared batch."""
-    x = engine.prepare(batch)
-    engine.synchronise()
-    start = time.perf_counter()
-    engine.compute(x)
-    engine.synchronise()
-    return time.perf_counter() - start, None
+def end_to_end_calls(engine, images):
+    """Yield for each batch the seconds from host memory to host memory, and its answers."""
+    batches = in_batches(images, engine.batch_size)
+    answers = engine.loop(images) if hasattr(engine, "loop") else map(engine, batches)
+    for _ in batches:
+        start = time.perf_counter()
+        answer = next(answers)
+        seconds = time.perf_counter() - start
+        yield seconds, answer.copy()  # the engine may reuse its buffer
 
 
-def clock(engine, batches, repeat, call):
-    """Time `repeat` passes of `call` over the batches: (statistics, answers of the first pass)."""
-    first, _ = call(engine, batches[0])
-    for batch in (batches[0], batches[-1]) if len(batches[-1]) < len(batches[0]) else batches[:1]:
-        warm_up(engine, batch, call)
-    passes, answers = [], []
-    for number in range(repeat):
-        seconds = []
-        for batch in batches:
-            taken, answer = call(engine, batch)
-            seconds.append(taken)
-            if number == 0:
-                answers.append(answer)
-        passes.append(seconds)
-    full = len(batches) - (len(batches[-1]) < len(batches[0]))
-    return statistics(first, passes, full, sum(map(len, batches))), answers
+def compute_calls(engine, images):
+    """Yield for each batch the seconds of the network alone on the prepared batch, and None."""
+    for batch in in_batches(images, engine.batch_size):
+        x = engine.prepare(batch)
+        engine.synchronise()
+        start = time.perf_counter()
+        engine.compute(x)
+        engine.synchronise()
+        yield time.perf_counter() - start, None
 
 
-def warm_up(engine, batch, call):
+CLOCKS = {"end_to_end": end_to_end_calls, "compute": compute_calls}
+
+
+def warm_up(engine, batch, clock, calls, seconds):
     """Call until this batch shape's one-time work is done and the clocks are up."""
-    start, calls = time.perf_counter(), 0
-    while calls < WARM_UP_CALLS or time.perf_counter() - start < WARM_UP_SECONDS:
-        call(engine, batch)
-        calls += 1
+    start, called = time.perf_counter(), 0
+    while called < calls or time.perf_counter() - start < seconds:
+        for _ in clock(engine, batch):
+            called += 1
 
 
 def statistics(first, passes, full, images):
@@ -163,17 +215,54 @@ def empty_row(engine, device, precision, batch_size, images, status="skipped", r
     }
 
 
-def make_record(settings, rows):
-    """The JSON record of a run: machine, settings, rows and the warnings that go with them."""
+class OtherPrograms:
+    """How much of this machine's CPUs is used by others while a run goes on."""
+
+    def __init__(self):
+        self.start = self.used_by_others(), time.perf_counter()
+
+    @staticmethod
+    def used_by_others():
+        """CPU seconds since the start of the machine, of other programs and, on a virtual machine,
+        of its neighbours; None where the system (not Linux) doesn't say. Source: man 5 proc_stat.
+        """
+        try:
+            with open("/proc/stat") as file:
+                user, nice, system, _, _, irq, softirq, steal = map(
+                    int, file.readline().split()[1:9])
+        except (OSError, ValueError):
+            return None
+        ticks = user + nice + system + irq + softirq + steal
+        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    def share(self):
+        """Their share of all the CPUs until now, from 0 to 1; None where that isn't known."""
+        used, started = self.start
+        if used is None:
+            return None
+        cpu_seconds = (time.perf_counter() - started) * os.cpu_count()
+        return max(0.0, (self.used_by_others() - used) / cpu_seconds)
+
+
+def make_record(settings, rows, used_by_others=None):
+    """The JSON record of a run: machine, settings, rows and the warnings that go with them.
+
+    `used_by_others`: what `OtherPrograms.share` said at its end.
+    """
     machine = machine_record()
+    warnings = machine_warnings(machine)
+    if used_by_others is not None and used_by_others > QUIET:
+        warnings.append(f"other programs used {used_by_others:.0%} of the CPUs during the run: "
+                        "all times are too long, and another run may well differ")
+    warnings += [text for row in rows for text in row_warnings(row)] + launch_warnings(rows)
     return {"schema": 1, "machine": machine, "settings": settings, "rows": rows,
-            "warnings": machine_warnings(machine) + [w for row in rows for w in row_warnings(row)]}
+            "used_by_others": used_by_others, "warnings": warnings}
 
 
-def publish(record, json_path):
-    """Print the report, write the JSON where asked for; gives the exit status: 1 where a row
-    is wrong."""
-    print(format_report(record))
+def publish(record, json_path, report=None):
+    """Print the report (text; None: `format_report`'s), write the JSON where asked for; gives the
+    exit status: 1 where a row is wrong."""
+    print(report or format_report(record))
     if json_path:
         save_json(json_path, record)
     return int(any(row["status"] == "failed" for row in record["rows"]))
@@ -183,7 +272,7 @@ def row_warnings(row):
     """What makes a row's numbers doubtful, in words for whoever reads them the first time."""
     if row["end_to_end"] is None:
         return []
-    what = f"{row['engine']} {row['device']} {row['precision']} batch {row['batch_size']}"
+    what = describe_row(row)
     warnings = []
     times = row["end_to_end"]
     if times["unsteady"] and times["unsteady"] > STEADY:
@@ -195,15 +284,38 @@ def row_warnings(row):
     return warnings
 
 
+def launch_warnings(rows):
+    """Where a GPU takes about as long for one digit as for a large batch."""
+    warnings = []
+    smallest = {}
+    for row in rows:
+        if row["device"] == "cpu" or row["compute"] is None:
+            continue
+        small = smallest.setdefault((row["engine"], row["precision"]), row)
+        times = row["compute"]["median_ms"] / small["compute"]["median_ms"]
+        if row["batch_size"] >= 16 * small["batch_size"] and times < 2:
+            warnings.append(
+                f"{describe_row(small)}: launch-bound; computing {row['batch_size']} digits takes "
+                f"only {times:.1f} times as long, so most of the time goes into starting the GPU's "
+                "work, and a faster GPU would hardly help")
+    return warnings
+
+
+def describe_row(row):
+    return f"{row['engine']} {row['device']} {row['precision']} batch {row['batch_size']}"
+
+
 def machine_warnings(machine):
     """What about this machine makes every number unrepresentative."""
     warnings = []
     if machine["cpu_governor"] in ("powersave", "conservative", "ondemand", "schedutil"):
         warnings.append(f"the CPU governor is {machine['cpu_governor']}: the clock follows the "
                         "load and short runs look slow; 'performance' gives steady numbers")
-    if machine["jetson"] and machine["jetson"]["power_mode"] not in (0, None):
-        warnings.append(f"the Jetson's power mode is {machine['jetson']['power_mode']}, not 0 "
-                        "(the full one): sudo nvpmodel -m 0 && sudo jetson_clocks")
+    jetson = machine["jetson"]
+    if jetson and jetson["full_power_mode"] not in (None, jetson["power_mode"]):
+        warnings.append("the Jetson's power mode is {power_mode} ({power_mode_name}), which limits "
+                        "its clocks: sudo nvpmodel -m {full_power_mode} && sudo jetson_clocks"
+                        .format(**jetson))
     return warnings
 
 
@@ -213,6 +325,8 @@ def milliseconds(value):
         return "-"
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0}f}"
 
+
+TABLE_WIDTH = 100
 
 # The table's columns: two lines of header, and how a row fills them.
 COLUMNS = (
@@ -241,17 +355,52 @@ median per batch. max diff: largest difference of a log-probability from torch, 
 def format_table(rows, columns=COLUMNS):
     """Rows of the record as lines of text, numbers right-aligned; a row that didn't run keeps
     its place and says why."""
-    cells = [[top for top, _, _ in columns], [unit for _, unit, _ in columns]]
-    for row in rows:
-        measured = row["end_to_end"] is not None
-        cells.append([fill(row) for _, _, fill in (columns if measured else columns[:3])])
-    widths = [max(len(line[k]) for line in cells if k < len(line)) for k in range(len(columns))]
-    lines = [align(line, widths) for line in cells]
-    for number, row in enumerate(rows, start=2):
-        if row["status"] != "ok":
-            lines[number] += f"  {row['status']}: {row['reason']}"
-    lines.insert(2, "-" * (sum(widths) + len(widths) - 1))
-    return "\n".join(lines)
+    header = [[column[part] for column in columns] for part in (0, 1)]
+    body = list(table_cells(rows, columns))
+    lines = header + [cells for cells, _ in body]
+    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(columns))]
+    table = [align(line, widths) for line in header]
+    table.append("-" * (sum(widths) + len(widths) - 1))
+    for cells, reason in body:
+        table.append(align(cells, widths))
+        if reason:  # to the right of the row's name, below its numbers if there are any
+            indent = " " * (sum(widths[:3]) + 4)
+            lead = indent if len(cells) > 3 else table.pop().ljust(len(indent))
+            table += textwrap.wrap(reason, TABLE_WIDTH, initial_indent=lead,
+                                   subsequent_indent=indent)
+    return "\n".join(table)
+
+
+def format_markdown(rows, columns=COLUMNS):
+    """The same table in Markdown."""
+    header = [f"{top} {unit}".strip() for top, unit, _ in columns]
+    lines = [header, ["---" if k < 2 else "--:" for k in range(len(columns))]]
+    for cells, reason in table_cells(rows, columns):
+        if reason and len(cells) > 3:
+            cells[0] += f" ({reason})"
+        elif reason:
+            cells += [reason] + [""] * (len(columns) - 4)
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table_cells(rows, columns):
+    """Yield for each line of the table its cells, and what is wrong with it, or None.
+
+    Rows that weren't measured have the first three cells, and share a line where only their batch
+    sizes differ.
+    """
+    def alike(row):
+        return (row["end_to_end"] is None, row["engine"], row["device"], row["precision"],
+                row["reason"])
+
+    for (skipped, *_), group in itertools.groupby(rows, alike):
+        group = list(group)
+        if skipped:
+            group = [dict(group[0], batch_size=" ".join(str(row["batch_size"]) for row in group))]
+        for row in group:
+            reason = None if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+            yield [fill(row) for _, _, fill in (columns[:3] if skipped else columns)], reason
 
 
 def align(line, widths):

@@ -1,6 +1,9 @@
 """The stopwatch, against engines whose delay and answers are known."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -75,12 +78,49 @@ def test_answers_are_judged_although_the_engine_reuses_its_buffer():
 
 def test_every_shape_is_warmed_up_and_the_remainder_comes_as_it_is():
     engine = FakeEngine(batch_size=16, delay=0.001)
-    measure(engine, repeat=2)
-    timed = engine.calls[-14:]
-    assert timed == [16] * 6 + [4] + [16] * 6 + [4]
-    warm_up = engine.calls[1:-14]
+    stopwatch = MNISTtiming.Stopwatch(engine, digits())
+    warm_up = engine.calls[1:]
     assert warm_up.count(16) >= 10 and warm_up.count(4) >= 10
     assert len(warm_up) * 0.001 > 0.3  # 200 ms each
+    engine.calls.clear()
+    MNISTtiming.take_turns([stopwatch], repeat=2)
+    assert engine.calls.count(4) == 2 and engine.calls.count(16) >= 12
+    assert [len(seconds) for seconds in stopwatch.passes["end_to_end"]] == [7, 7]
+    assert [len(seconds) for seconds in stopwatch.passes["compute"]] == [7, 7]
+
+
+def test_engines_take_turns_and_each_answers_every_image_once():
+    order = []
+
+    class Noting(FakeEngine):
+        def __call__(self, images):
+            order.append(self)
+            return super().__call__(images)
+
+    engines = [Noting(batch_size=10, delay=0), Noting(batch_size=1, delay=0)]
+    stopwatches = [MNISTtiming.Stopwatch(engine, digits()) for engine in engines]
+    order.clear()
+    MNISTtiming.take_turns(stopwatches, repeat=2)
+    changes = sum(before is not after for before, after in zip(order, order[1:]))
+    assert changes == 2 * 2 * MNISTtiming.TURNS - 1
+    for stopwatch in stopwatches:
+        row = stopwatch.row(LABELS, log_probabilities(LABELS))
+        assert row["accuracy"] == 1.0 and row["images"] == IMAGES
+
+
+def test_an_engine_that_brings_its_own_loop_is_timed_in_it():
+    class Looping(FakeEngine):
+        def loop(self, images):
+            for image in images:
+                time.sleep(0.002)
+                yield log_probabilities(image[None, 0, 0])
+
+        def __call__(self, images):
+            raise AssertionError("the loop is there to be timed")
+
+    row = measure(Looping(batch_size=1, delay=0.001))
+    assert row["status"] == "ok" and row["accuracy"] == 1.0
+    assert 2.0 <= row["end_to_end"]["median_ms"] < 4.0
 
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan, -np.inf])
@@ -137,6 +177,46 @@ def test_table_fits_the_screen_and_keeps_rows_that_did_not_run():
     lines = MNISTtiming.format_table(rows).split("\n")
     assert max(map(len, lines)) <= 100
     assert lines[-1].startswith("tensorrt") and lines[-1].endswith("skipped: no GPU here")
+
+
+def test_rows_skipped_for_one_reason_share_a_line_of_at_most_100_columns():
+    reason = "no usable NVIDIA GPU or driver; " + "nvidia-smi shows what is there, " * 4
+    rows = [MNISTtiming.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason)
+            for size in (1, 64)]
+    rows.append(measure(FakeEngine(batch_size=64, delay=0)))
+    lines = MNISTtiming.format_table(rows).split("\n")
+    assert max(map(len, lines)) <= 100
+    assert lines[3].startswith("torch  cuda fp32  1 64  skipped: no usable NVIDIA GPU")
+    assert " ".join(" ".join(lines[3:-1]).split()).endswith(reason.strip())
+    markdown = MNISTtiming.format_markdown(rows).split("\n")
+    assert len(markdown) == 4 and len({line.count("|") for line in markdown}) == 1
+
+
+def test_launch_bound_gpu_is_explained():
+    rows = [measure(FakeEngine(batch_size=size, delay=0)) for size in (1, 64)]
+    for row, median in zip(rows, (0.10, 0.12)):
+        row["compute"]["median_ms"] = median
+    assert MNISTtiming.launch_warnings(rows) == []  # a CPU isn't launched
+    for row in rows:
+        row["device"] = "cuda"
+    warning, = MNISTtiming.launch_warnings(rows)
+    assert "batch 1: launch-bound" in warning and "1.2 times" in warning
+    rows[1]["compute"]["median_ms"] = 0.5
+    assert MNISTtiming.launch_warnings(rows) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system doesn't say")
+def test_what_other_programs_use_is_noticed():
+    others = MNISTtiming.OtherPrograms()
+    burn = "import time; end = time.time() + 0.6\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", burn]):
+        pass
+    busy = others.share()
+    assert busy > 0.2 / os.cpu_count()
+    record = MNISTtiming.make_record({}, [], busy)
+    assert any("other programs used" in text for text in record["warnings"])
+    assert MNISTtiming.make_record({}, [], 0.01)["warnings"] == \
+        MNISTtiming.make_record({}, [], None)["warnings"]
 
 
 def test_record_has_the_schema():

@@ -1,0 +1,166 @@
+"""The ONNX export: one file, raw grey levels in, the same answers as torch, or nothing at all."""
+
+import builtins
+import copy
+import io
+import os
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from MNISTdsource import MEAN, STD, normalise
+from MNISTmodel import ONNX_TOLERANCE, Net, check_onnx, export_onnx, onnx_bytes
+from MNISTscript import MNISTError, UnavailableError
+
+
+@pytest.fixture
+def net():
+    """A network of fixed random weights whose answers differ much from image to image."""
+    torch.manual_seed(0)
+    net = Net().eval()
+    net.fc2.weight.data.mul_(20)
+    return net
+
+
+@pytest.fixture
+def digits():
+    return np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+
+
+def answers(path, images):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": images[:, None].astype(np.float32)})[0]
+
+
+def expected(net, images):
+    with torch.no_grad():
+        return net(torch.from_numpy(normalise(images))).numpy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
+    checked = export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision)
+    assert "ONNX checker" in checked and "ONNX Runtime" in checked
+    assert os.listdir(tmp_path) == ["net.onnx"]  # no .onnx.data beside it
+    model = onnx.load(tmp_path / "net.onnx")
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
+    float32 = onnx.TensorProto.FLOAT
+    for tensors, name, shape in ((model.graph.input, "image", ["batch", 1, 28, 28]),
+                                 (model.graph.output, "log_probs", ["batch", 10])):
+        tensor, = tensors
+        assert (tensor.name, tensor.type.tensor_type.elem_type) == (name, float32)
+        assert [axis.dim_param or axis.dim_value
+                for axis in tensor.type.tensor_type.shape.dim] == shape
+    held = {weight.data_type for weight in model.graph.initializer}
+    assert held == {float32 if precision == "fp32" else onnx.TensorProto.FLOAT16}
+    casts = [node.op_type for node in model.graph.node].count("Cast")
+    assert casts == (0 if precision == "fp32" else 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
+    export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision)
+    difference = np.abs(answers(tmp_path / "net.onnx", digits[:batch])
+                        - expected(net, digits[:batch])).max()
+    assert difference < (1e-4 if precision == "fp32" else 0.1)
+    assert (difference > 1e-4) == (precision == "fp16")  # fp16 really rounds
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
+    from MNISTdsource import load_split
+    from MNISTmodel import load_weights
+    net = load_weights()
+    images, _ = load_split("test", mnist_dir)
+    export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision, images)
+    for batch in (images[:1], images[:64], images[-16:]):
+        difference = np.abs(answers(tmp_path / "net.onnx", batch) - expected(net, batch)).max()
+        assert difference <= ONNX_TOLERANCE[precision]
+
+
+def test_a_graph_that_answers_otherwise_leaves_nothing_behind(net, tmp_path, monkeypatch):
+    other = copy.deepcopy(net)
+    other.conv1.bias.data[7] += 0.5
+    graph = onnx_bytes(other, MEAN, STD)
+    monkeypatch.setattr("MNISTmodel.onnx_bytes", lambda *_: graph)
+    with pytest.raises(MNISTError, match="answers differently from torch: by"):
+        export_onnx(net, tmp_path / "net.onnx", MEAN, STD)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_graph_that_is_no_onnx_leaves_the_old_file(net, tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_bytes(b"old")
+    model = onnx.load_model_from_string(onnx_bytes(net, MEAN, STD))
+    del model.graph.initializer[0]
+    graph = model.SerializeToString()
+    monkeypatch.setattr("MNISTmodel.onnx_bytes", lambda *_: graph)
+    with pytest.raises(MNISTError, match="the exported ONNX graph is invalid"):
+        export_onnx(net, tmp_path / "net.onnx", MEAN, STD)
+    assert (tmp_path / "net.onnx").read_bytes() == b"old"
+
+
+def test_nan_is_a_difference(net):
+    graph = onnx_bytes(net, MEAN, STD)
+    net.fc2.bias.data[3] = float("nan")
+    with pytest.raises(MNISTError, match="nan"):
+        check_onnx(graph, net, MEAN, STD, "fp32")
+
+
+def test_few_digits_are_enough_to_check_on(net, digits, tmp_path):
+    assert "ONNX Runtime" in export_onnx(net, tmp_path / "net.onnx", MEAN, STD, digits=digits[:2])
+
+
+def without(monkeypatch, *packages):
+    """Make `import` fail for these packages."""
+    real_import = builtins.__import__
+
+    def refuse(name, *arguments, **named):
+        if name.split(".")[0] in packages:
+            raise ImportError(f"No module named {name!r}")
+        return real_import(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_without_onnx_and_onnxruntime_it_says_unchecked(net, monkeypatch):
+    graph = onnx_bytes(net, MEAN, STD)
+    without(monkeypatch, "onnx", "onnxruntime")
+    assert check_onnx(graph, net, MEAN, STD, "fp32").startswith("not checked")
+
+
+def test_a_torch_that_needs_onnx_says_so(net, monkeypatch):
+    without(monkeypatch, "onnx")
+
+    def old_or_new_export(*_, **__):  # what torch 2.13 does; torch 1.10 doesn't need onnx
+        try:
+            import onnx  # noqa: F401
+        except ImportError as error:
+            raise RuntimeError("Module onnx is not installed!") from error
+
+    monkeypatch.setattr("torch.onnx.export", old_or_new_export)
+    with pytest.raises(UnavailableError, match="pip install onnx"):
+        onnx_bytes(net, MEAN, STD)
+
+
+def test_a_torch_without_float16_on_the_cpu_says_so(net, monkeypatch):
+    def export_of_torch_1_10(net, *_, **__):
+        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
+    with pytest.raises(UnavailableError, match="float16"):
+        onnx_bytes(net, MEAN, STD, "fp16")
+
+
+def test_the_older_exporter_is_asked_for_only_where_there_are_two(net, monkeypatch):
+    def export_of_torch_1_10(model, args, f, input_names=None, output_names=None,
+                             opset_version=None, dynamic_axes=None):
+        assert isinstance(f, io.BytesIO) and opset_version == 13
+        f.write(b"graph")
+
+    monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
+    assert onnx_bytes(net, MEAN, STD) == b"graph"

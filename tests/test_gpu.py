@@ -1,0 +1,93 @@
+"""On a machine with a CUDA GPU and TensorRT: build, load, answer, time; skipped elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from scripts import run
+
+from MNISTdsource import generated_digits
+from MNISTengine import reference_answers
+from MNISTmodel import load_weights
+from MNISTtensorrt import MEMORIES, PRECISIONS, TorchMemory, open_tensorrt, why_not
+from MNISTtiming import TOLERANCE, time_engine
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return load_weights()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return generated_digits(144, seed=3)
+
+
+@pytest.fixture
+def stem(tmp_path):
+    return str(tmp_path / "NetMNIST")
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch_size, batches",
+                         [(1, None), (64, None), (1, (1, 64)), (64, (1, 64))])
+def test_answers_of_a_real_engine(net, digits, stem, memory, precision, batch_size, batches):
+    if MEMORIES[memory].why_not():
+        pytest.skip(MEMORIES[memory].why_not())
+    images, _ = digits
+    expected = reference_answers(net, images)
+    for _ in ("built", "loaded from the cache"):
+        engine = open_tensorrt(net, precision, batch_size, batches, stem, memory)
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            np.testing.assert_allclose(engine(images[batch]), expected[batch], rtol=0,
+                                       atol=TOLERANCE[precision])
+        engine.close()
+
+
+def test_a_cuda_graph_gives_what_the_plain_calls_give(net, digits, stem):
+    images, _ = digits
+    engine = open_tensorrt(net, "fp32", 64, stem=stem, memory="torch")
+    assert engine.detail.endswith("CUDA graph") == (torch.version.cuda >= "11")
+    with_graph = engine(images[:64]).copy()
+    engine.run_all = engine.start_all
+    np.testing.assert_array_equal(engine(images[:64]), with_graph)
+    engine.close()
+
+
+def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
+    images, _ = digits
+    engine = open_tensorrt(net, "fp32", 16, stem=stem, memory="torch")
+    engine(images[16:32])
+    engine.compute(engine.prepare(images[:16]))
+    engine.synchronise()
+    np.testing.assert_allclose(engine.device_log_probs.cpu().numpy(),
+                               reference_answers(net, images[:16]), rtol=0, atol=1e-3)
+    engine.close()
+
+
+def test_timing_a_real_engine(net, digits, stem):
+    images, labels = digits
+    engine = open_tensorrt(net, "fp16", 64, stem=stem)
+    row = time_engine(engine, images, labels, reference_answers(net, images))
+    engine.close()
+    assert row["status"] == "ok"
+    assert 0 < row["compute"]["median_ms"] < 100
+    assert row["end_to_end"]["median_ms"] > 0
+
+
+def test_torch_lives_on_beside_the_engine(net, digits, stem):
+    images, _ = digits
+    engine = open_tensorrt(net, "fp32", 1, stem=stem)
+    assert torch.ones(3, device="cuda").sum().item() == 3
+    engine(images[:1])
+    engine.close()
+    assert torch.ones(3, device="cuda").sum().item() == 3
+    assert TorchMemory.why_not() is None
+
+
+def test_program_on_a_gpu(tmp_path):
+    out, _ = run("InfMNISTcudaRT.py", "--limit", "200", "--json", tmp_path / "record.json")
+    assert "loadEngine" in out

@@ -1,0 +1,483 @@
+"""TensorRT engines: real ones built by TensorRT-RTX, which needs no GPU for that; and the runner
+against a stand-in for each generation of the API (see fake_tensorrt.py)."""
+
+import json
+import os
+import sys
+
+import fake_tensorrt
+import numpy as np
+import pytest
+import torch
+from fake_tensorrt import GENERATIONS, Device, fake_pycuda, fake_torch
+from scripts import run
+
+import InfMNISTcudaRT
+import MNISTtensorrt
+from MNISTdsource import MEAN, STD
+from MNISTengine import reference_answers
+from MNISTmodel import Net, onnx_bytes, save_weights
+from MNISTscript import MNISTError, UnavailableError
+from MNISTtensorrt import (
+    EngineFile,
+    engine_path,
+    load_engine,
+    open_engine_file,
+    open_tensorrt,
+    why_not,
+)
+
+FP16_TOLERANCE = 0.1
+
+
+@pytest.fixture
+def net():
+    """A network of fixed random weights whose answers differ much from image to image."""
+    torch.manual_seed(0)
+    net = Net().eval()
+    net.fc2.weight.data.mul_(20)
+    return net
+
+
+@pytest.fixture
+def digits():
+    return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks in many calls: threads would only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stem(tmp_path):
+    return str(tmp_path / "NetMNIST")
+
+
+# --- Real engines, built by TensorRT-RTX ---------------------------------------------------------
+
+@pytest.fixture
+def rtx(monkeypatch):
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx builds real engines")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # the flavour under test, whatever is here
+    return trt
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("batches", [(1, 1), (64, 64), (1, 64)], ids=["b1", "b64", "b1to64"])
+def test_real_engine(rtx, net, stem, capsys, precision, batches):
+    engine_file = EngineFile(net, precision, batches, stem)
+    plan = engine_file.build()
+    assert engine_file.read() == plan
+    with open(engine_file.path, "rb") as file:
+        assert file.read() == plan  # raw, as trtexec wants it
+    assert plan[1:4] == b"trt"
+    weights = sum(tensor.nelement() for tensor in net.parameters())
+    assert (2 if precision == "fp16" else 4) * weights < len(plan) < 4e6
+    said = capsys.readouterr().err
+    assert "may take minutes" in said and "built in" in said and "ONNX Runtime" in said
+
+
+def test_fp16_halves_a_real_engine(rtx, net, stem):
+    single = EngineFile(net, "fp32", (1, 1), stem).build()
+    half = EngineFile(net, "fp16", (1, 1), stem).build()
+    assert len(half) < 0.7 * len(single)
+
+
+def test_real_loader_refuses_what_is_no_engine(rtx, net, stem):
+    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    plan = engine_file.build()
+    for damaged, words in ((plan[:1000], "plan.header.size"), (b"garbage" * 99, "magicTag"),
+                           (engine_file.graph, "magicTag"), (b"", "can't load the engine")):
+        with pytest.raises(MNISTError, match=words):
+            load_engine(rtx, damaged)
+
+
+def test_real_parser_errors_are_quoted(rtx):
+    with pytest.raises(MNISTError, match="can't read the ONNX graph:\n.*Failed to parse"):
+        MNISTtensorrt.build_engine(rtx, b"no graph at all", "fp32", (1, 1))
+
+
+# --- The cache -----------------------------------------------------------------------------------
+
+def change_record(path, **fields):
+    with open(path + ".json") as file:
+        record = json.load(file)
+    record.update(fields)
+    with open(path + ".json", "w") as file:
+        json.dump({field: value for field, value in record.items() if value != "remove"}, file)
+
+
+def test_names():
+    assert engine_path("a/NetMNIST", "fp32", (1, 1)) == "a/NetMNIST.rt"
+    assert engine_path("NetMNIST", "fp16", (64, 64)) == "NetMNIST-b64-fp16.rt"
+    assert engine_path("NetMNIST", "tf32", (1, 64)) == "NetMNIST-b1to64-tf32.rt"
+
+
+def test_every_field_of_the_record_is_believed_only_as_wanted(rtx, net, stem, capsys):
+    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file.build()
+    with open(engine_file.path + ".json") as file:
+        record = json.load(file)
+    assert set(record) == {
+        "weights_sha256", "onnx_sha256", "tensorrt", "tensorrt_version", "gpu",
+        "compute_capability", "precision", "batches", "workspace_mib", "engine_sha256",
+        "build_seconds"}
+    for field in set(record) - {"build_seconds"}:  # a measurement, which nothing can contradict
+        for value in ("another", "remove"):
+            change_record(engine_file.path, **{field: value})
+            capsys.readouterr()
+            assert engine_file.read() is None
+            assert field in capsys.readouterr().err
+        change_record(engine_file.path, **{field: record[field]})
+        assert engine_file.read() is not None
+
+
+def test_other_weights_batch_or_precision_are_another_engine(rtx, net, stem, capsys):
+    EngineFile(net, "fp32", (1, 1), stem).build()
+    net.conv2.bias.data[0] += 1e-3
+    assert EngineFile(net, "fp32", (1, 1), stem).read() is None
+    assert "weights_sha256" in capsys.readouterr().err
+    assert EngineFile(net, "fp16", (1, 1), stem).read() is None
+    assert EngineFile(net, "fp32", (2, 2), stem).read() is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"null", b"{", b'{"batch', b"\xff\xfe"])
+def test_engine_without_a_readable_record(rtx, net, stem, capsys, content):
+    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file.build()
+    if content is None:
+        os.remove(engine_file.path + ".json")
+    else:
+        with open(engine_file.path + ".json", "wb") as file:
+            file.write(content)
+    capsys.readouterr()
+    assert engine_file.read() is None
+    assert "record" in capsys.readouterr().err
+
+
+def test_a_kill_between_engine_and_record_is_noticed(rtx, net, stem, monkeypatch, capsys):
+    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file.build()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MNISTtensorrt, "save_json", killed)
+    monkeypatch.setattr(MNISTtensorrt, "build_engine", lambda *_: b"a newer engine")
+    with pytest.raises(KeyboardInterrupt):
+        engine_file.build()
+    assert engine_file.read() is None
+    assert "engine_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda plan: plan[:-1], lambda plan: b"",
+                                    lambda plan: plan[:500] + bytes([plan[500] ^ 1]) + plan[501:]])
+def test_a_damaged_engine_is_not_used(rtx, net, stem, capsys, damage):
+    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    plan = engine_file.build()
+    with open(engine_file.path, "wb") as file:
+        file.write(damage(plan))
+    assert engine_file.read() is None
+    assert "engine_sha256" in capsys.readouterr().err
+
+
+# --- The runner against stand-ins ----------------------------------------------------------------
+
+class Machine:
+    """A machine with a (stand-in) GPU and a TensorRT of some version."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch, self.device = monkeypatch, Device()
+
+    def install(self, version, name="tensorrt", memory="pycuda", **torch_settings):
+        trt = fake_tensorrt.fake_tensorrt(version, self.device, name)
+        modules = {"tensorrt": None, name: trt}
+        if memory == "pycuda":
+            modules.update(fake_pycuda(self.device))
+        else:
+            onnx_bytes(Net(), MEAN, STD)  # torch imports its exporter late: while it is still torch
+            modules.update({"pycuda": None, "torch": fake_torch(self.device, **torch_settings)})
+        for name, module in modules.items():
+            self.monkeypatch.setitem(sys.modules, name, module)
+        return trt
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return Machine(monkeypatch)
+
+
+def check_answers(engine, net, digits, tolerance=1e-4):
+    """All of the digits go through, a short batch last, and each answer is its digit's own."""
+    expected = reference_answers(net, digits)
+    for start in range(0, len(digits), engine.batch_size):
+        batch = digits[start:start + engine.batch_size]
+        got = engine(batch)
+        assert got.shape == (len(batch), 10) and got.dtype == np.float32
+        np.testing.assert_allclose(got, expected[start:start + len(batch)], atol=tolerance, rtol=0)
+
+
+FLAVOURS = [(version, "tensorrt") for version in GENERATIONS] + [("11.4.1.17", "tensorrt_rtx")]
+
+
+@pytest.mark.parametrize("batch_size, batches",
+                         [(1, None), (64, None), (64, (1, 64)), (1, (1, 64))])
+@pytest.mark.parametrize("version, name", FLAVOURS)
+def test_every_generation_answers_right(machine, net, digits, stem, version, name, batch_size,
+                                        batches):
+    machine.install(version, name)
+    count = 144 if batch_size > 1 else 5
+    engine = open_tensorrt(net, "fp32", batch_size, batches, stem)
+    check_answers(engine, net, digits[:count])
+    call = "execute_async_v2" if version.startswith(("8.2", "8.4")) else "execute_async_v3"
+    assert set(machine.device.calls) == {call}
+    assert engine.detail == f"{name} {version}, pycuda memory, no CUDA graph: pycuda has none"
+    assert (engine.name, engine.device, engine.precision) == ("tensorrt", "cuda", "fp32")
+    engine.close()
+
+
+@pytest.mark.parametrize("version, name", FLAVOURS)
+def test_every_generation_in_half_precision(machine, net, digits, stem, version, name):
+    trt = machine.install(version, name)
+    engine = open_tensorrt(net, "fp16", 64, stem=stem)
+    check_answers(engine, net, digits, FP16_TOLERANCE)
+    rounded = np.abs(engine(digits[:64]) - reference_answers(net, digits[:64])).max()
+    assert rounded > 1e-4  # it did compute in half precision
+    assert os.path.exists(stem + ".onnx") == hasattr(trt.BuilderFlag, "FP16")
+    assert os.path.exists(stem + "-fp16.onnx") == (not hasattr(trt.BuilderFlag, "FP16"))
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0.26"])
+def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem, version, graphs):
+    expected = reference_answers(net, digits[:64])
+    machine.install(version, memory="torch", graphs=graphs)
+    engine = open_tensorrt(net, "fp32", 64, stem=stem, memory="torch")
+    calls = len(machine.device.calls)
+    for start in (0, 16):
+        np.testing.assert_allclose(engine(digits[start:64]), expected[start:], atol=1e-4, rtol=0)
+    # a graph replays what was captured; without one TensorRT is called each time
+    assert len(machine.device.calls) == calls + (0 if graphs else 2)
+    assert ("no CUDA graph: CUDA graphs may only" in engine.detail) == (not graphs)
+
+
+@pytest.mark.parametrize("memory", ["pycuda", "torch"])
+def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, memory):
+    expected = reference_answers(net, digits[:3])
+    machine.install("10.3.0.26", memory=memory)
+    engine = open_tensorrt(net, "fp32", 3, stem=stem)
+    x = engine.prepare(digits[:3])
+    engine.images[:] = 0  # compute must not copy again
+    engine.compute(x)
+    engine.synchronise()
+    answer = machine.device.read(engine.memory.address(engine.device_log_probs), (3, 10))
+    np.testing.assert_allclose(answer, expected, atol=1e-4, rtol=0)
+
+
+def test_tf32_only_where_asked(machine, net):
+    trt = machine.install("10.3.0.26")
+    graph = onnx_bytes(net, MEAN, STD)
+    for precision, flags in (("fp32", []), ("tf32", ["TF32"]), ("fp16", ["FP16"])):
+        plan = MNISTtensorrt.build_engine(trt, graph, precision, (1, 1))
+        assert fake_tensorrt.pickle.loads(plan[4:])["flags"] == flags
+
+
+def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, capsys):
+    machine.install("8.2.1.9")
+    open_tensorrt(net, "fp32", 1, stem=stem)
+    machine.device.failing.add("build")
+    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    with pytest.raises(MNISTError, match="built no engine: Could not find any implementation"):
+        open_tensorrt(net, "fp32", 1, stem=stem, rebuild=True)
+    with open(stem + ".rt.json") as file:
+        record = json.load(file)
+    assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
+
+
+def test_an_engine_of_another_tensorrt_is_built_again(machine, net, digits, stem, capsys):
+    machine.install("8.6.1.6")
+    open_tensorrt(net, "fp32", 1, stem=stem)
+    machine.install("10.3.0.26")
+    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    assert "tensorrt_version is 8.6.1.6, wanted is 10.3.0.26" in capsys.readouterr().err
+
+
+def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem, capsys,
+                                                     monkeypatch):
+    trt = machine.install("10.3.0.26")
+    open_tensorrt(net, "fp32", 1, stem=stem)
+    loads = []
+    real_load = trt.Runtime.deserialize_cuda_engine
+
+    def load_second(self, plan):
+        loads.append(plan)
+        machine.device.failing = {"load"} if len(loads) == 1 else set()
+        return real_load(self, plan)
+
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", load_second)
+    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    said = capsys.readouterr().err
+    assert len(loads) == 2 and "is built anew" in said and "Version tag does not match" in said
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(machine, net, digits, tmp_path, capsys):
+    machine.install("10.3.0.26")
+    stem = str(tmp_path / "missing" / "NetMNIST")
+    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    assert "warning: can't write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failing, words", [
+    ("builder", "can't build here: CUDA initialization failure"),
+    ("parse", "can't read the ONNX graph:\nIn node 3"),
+    ("build", "built no engine: Could not find any implementation"),
+    ("load", "can't load the engine .*: Version tag does not match"),
+    ("context", "TensorRT can't run the engine"),
+    ("execute", "TensorRT refused to run the engine: Cuda failure: out of memory"),
+    ("shape", "TensorRT refused batch 1: Static dimension mismatch"),
+])
+@pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0.26"])
+def test_what_tensorrt_refuses_is_quoted(machine, net, stem, version, failing, words):
+    machine.install(version)
+    machine.device.failing.add(failing)
+    with pytest.raises(MNISTError, match=words):
+        open_tensorrt(net, "fp32", 1, (1, 64), stem)
+
+
+def test_execute_that_starts_to_fail_is_an_error(machine, net, digits, stem):
+    machine.install("10.3.0.26")
+    engine = open_tensorrt(net, "fp32", 1, stem=stem)
+    engine(digits[:1])
+    machine.device.failing.add("execute")
+    with pytest.raises(MNISTError, match="refused to run"):
+        engine(digits[1:2])
+
+
+def test_engine_files_built_elsewhere(machine, net, digits, stem):
+    machine.install("10.3.0.26")
+    open_tensorrt(net, "fp32", 64, (16, 64), stem)
+    path = stem + "-b16to64.rt"
+    engine = open_engine_file(path)
+    assert engine.batch_size == 64
+    check_answers(engine, net, digits)
+    assert open_engine_file(path, batch_size=16).batch_size == 16
+    with pytest.raises(UnavailableError, match="takes batches of 16 to 64, not 1"):
+        open_engine_file(path, batch_size=1)
+    with pytest.raises(UnavailableError, match="can't read"):
+        open_engine_file(stem + "-none.rt")
+    with pytest.raises(MNISTError, match="Magic tag"):
+        open_engine_file(stem + ".onnx")
+
+
+def test_an_engine_of_another_network_is_refused(machine, net, stem, monkeypatch):
+    trt = machine.install("8.2.1.9")
+    open_tensorrt(net, "fp32", 1, stem=stem)
+    monkeypatch.setattr(trt.DataType, "__eq__", lambda *_: False)
+    with pytest.raises(MNISTError, match="isn't of this network"):
+        open_engine_file(stem + ".rt")
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    for module in ("tensorrt", "tensorrt_rtx", "pycuda"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "pip install tensorrt" in why_not()
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/etc/nv_tegra_release")
+    assert "apt install python3-libnvinfer" in why_not()
+    assert "--system-site-packages" in why_not()
+
+
+def test_a_broken_tensorrt_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert "libnvinfer.so.10: no such file" in why_not()
+
+
+# --- The program ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def program(machine, net, digits, stem, monkeypatch):
+    """Run InfMNISTcudaRT.py's main in this process, on the stand-ins."""
+    save_weights(net, stem + ".pth")
+    labels = reference_answers(net, digits).argmax(1).astype(np.uint8)
+    labels[0] = (labels[0] + 1) % 10
+    monkeypatch.setattr("MNISTdsource.load_digits",
+                        lambda *_: (digits, labels, "noise"))
+    for warm_up in ("WARM_UP", "TURN_WARM_UP"):
+        monkeypatch.setattr("MNISTtiming." + warm_up, {"calls": 1, "seconds": 0})
+
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["InfMNISTcudaRT.py", "--weights", stem + ".pth",
+                                          *map(str, arguments)])
+        return InfMNISTcudaRT.main()
+    return run_main
+
+
+@pytest.mark.parametrize("version, name", [("8.2.1.9", "tensorrt"), ("10.3.0.26", "tensorrt"),
+                                           ("11.4.1.17", "tensorrt_rtx")])
+def test_program(program, machine, tmp_path, capsys, version, name):
+    machine.install(version, name)
+    record_path = tmp_path / "record.json"
+    assert program("--precision", "fp32", "fp16", "--json", record_path) == 0
+    rows = json.loads(record_path.read_text())["rows"]
+    assert [(row["precision"], row["batch_size"]) for row in rows] == [
+        ("fp32", 1), ("fp32", 64), ("fp16", 1), ("fp16", 64)]
+    for row in rows:
+        assert (row["engine"], row["device"], row["status"]) == ("tensorrt", "cuda", "ok")
+        assert row["images"] == 144
+        # one label is wrong on purpose: 64 + 64 + 16 images count, not the padding
+        assert row["accuracy"] == pytest.approx(143 / 144, abs=1 / 144 if row["precision"] == "fp16"
+                                                else 1e-9)
+    assert rows[1]["engine_file"] == "NetMNIST-b64.rt"
+    out = capsys.readouterr().out
+    tool = "trtexec" if name == "tensorrt" else "tensorrt_rtx"
+    assert f"{tool} --loadEngine={tmp_path}/NetMNIST-b64.rt --shapes=image:64x1x28x28" in out
+    assert {file.name for file in tmp_path.glob("*.rt")} == {
+        "NetMNIST.rt", "NetMNIST-b64.rt", "NetMNIST-fp16.rt", "NetMNIST-b64-fp16.rt"}
+
+
+def test_program_with_one_dynamic_engine(program, machine, tmp_path, capsys):
+    machine.install("10.3.0.26")
+    assert program("--dynamic", "--rebuild") == 0
+    assert [file.name for file in tmp_path.glob("*.rt")] == ["NetMNIST-b1to64.rt"]
+    assert capsys.readouterr().err.count("building") == 1
+
+
+def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, net, stem, capsys):
+    machine.install("10.3.0.26")
+    net.conv1.bias.data[3] += 1
+    open_tensorrt(net, "fp32", 64, stem=stem)
+    with pytest.raises(MNISTError, match="b64.rt: WRONG: answers differ from the reference by"):
+        program("--engine", stem + "-b64.rt")
+    assert "images" not in capsys.readouterr().out  # an error, not a row
+
+
+def test_program_builds_only(program, rtx, stem, capsys):
+    assert not program("--build-only")
+    assert not program("--build-only")
+    assert capsys.readouterr().out.count("is up to date") == 2
+
+
+def test_program_builds_only_but_cannot_save(program, rtx, stem, monkeypatch):
+    monkeypatch.setattr(InfMNISTcudaRT, "stem", lambda weights: "/proc/none/NetMNIST")
+    with pytest.raises(MNISTError, match="could not be saved"):
+        program("--build-only")
+
+
+def test_program_refuses_an_engine_and_a_build(program):
+    with pytest.raises(SystemExit) as exit:
+        program("--engine", "x.rt", "--build-only")
+    assert exit.value.code == 2
+
+
+def test_program_without_a_gpu(rtx, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    _, err = run("InfMNISTcudaRT.py", status=2)
+    assert "torch" in err and "--build-only" in err

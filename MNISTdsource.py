@@ -232,7 +232,7 @@ def fetch(name, folder):
             verify(content, name)
         # urllib's errors are OSErrors; a bad address in a redirect is a ValueError
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = (str(error) or type(error).__name__).split("\n")[0]
+            reason = (str(error).strip("<>") or type(error).__name__).split("\n")[0]
             failures.append(f"\n  {url}: {reason}")
             continue
         try:
@@ -273,19 +273,20 @@ def download(url):
 @contextlib.contextmanager
 def progress_bar(url):
     """Say on stderr what is downloaded, and give a function that shows how far it got, in bytes."""
-    terminal = sys.stderr.isatty()
     print(f"downloading {url}", file=sys.stderr, flush=True)
+    line_end = ""
 
     def show(done, total):
-        if terminal:
+        nonlocal line_end
+        if sys.stderr.isatty():
             bar = "#" * (30 * done // total) if total else ""
             print(f"\r[{bar:30}] {done / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+            line_end = "\n"
 
     try:
         yield show
     finally:
-        if terminal:
-            print(file=sys.stderr)
+        print(end=line_end, file=sys.stderr)
 
 
 def verify(content, name):
@@ -374,8 +375,8 @@ BLOCK = 500  # digits drawn at once
 def generated_digits(n, seed):
     """Draw digits after fonts, as if by hand: images uint8 (n, 28, 28), labels uint8 (n,).
 
-    The same seed gives the same digits, and fewer of them are the first of more. Every ten digits
-    hold each label once, in random order.
+    The same seed gives the same digits (where matplotlib's version is the same), and fewer of them
+    are the first of more. Every ten digits hold each label once, in random order.
 
     Raises UnavailableError where matplotlib, whose fonts these are, isn't installed.
     """

@@ -272,7 +272,10 @@ class OnnxRuntimeEngine(FixedBuffers):
         self.session.run_with_iobinding(self.binding)
 
     def answers(self):
-        return self.log_probs if self.device == "cpu" else self.y.numpy()
+        if self.device == "cpu":
+            return self.log_probs
+        self.synchronise()
+        return self.y.numpy()
 
     def synchronise(self):
         self.binding.synchronize_outputs()

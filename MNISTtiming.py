@@ -14,7 +14,7 @@ import textwrap
 import time
 
 from MNISTmachine import describe_machine, machine_record
-from MNISTscript import save_json
+from MNISTscript import save_json, show_progress
 
 # Before an engine's first timed call, and before each of its turns where several take turns.
 WARM_UP = {"calls": 10, "seconds": 0.2}
@@ -57,11 +57,13 @@ def take_turns(stopwatches, repeat=1):
     gc.collect()
     gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
     try:
-        for number, turn in turns:
+        for done, (number, turn) in enumerate(turns):
+            show_progress(done / len(turns), "timing")
             for stopwatch in stopwatches:
                 stopwatch.time_turn(number, turn)
     finally:
         gc.enable()
+        show_progress(None)
 
 
 class Stopwatch:

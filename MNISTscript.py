@@ -55,13 +55,14 @@ def run_program(main):
     """
     for name in ("stdout", "stderr"):
         make_printable(name)
-    interrupts = count_interrupts()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, interrupt)
     debug = "--debug" in sys.argv
     try:
         status = main() or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
-        status = 130
+        leave_interrupted()
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,25 +70,28 @@ def run_program(main):
     except Exception as error:
         if debug:
             raise
-        # A library that was being imported may have made another error of a Ctrl-C.
-        status = 130 if interrupts else report(error)
-    if status == 130:
-        print("\ninterrupted", file=sys.stderr, flush=True)
-        os._exit(status)  # at once: a thread may be in the middle of importing torch
+        status = report(error)
     sys.exit(status)
 
 
-def count_interrupts():
-    """A list that grows with each Ctrl-C, which raises KeyboardInterrupt as before."""
-    interrupts = []
+def interrupt(number, frame):
+    """What Ctrl-C does: raise KeyboardInterrupt; in the middle of an import, end at once.
 
-    def interrupt(number, frame):
-        interrupts.append(number)
-        raise KeyboardInterrupt
+    Libraries have been seen to swallow it there, or to make another error of it.
+    """
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            leave_interrupted()
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
-        signal.signal(signal.SIGINT, interrupt)
-    return interrupts
+
+def leave_interrupted():
+    """End with status 130, without waiting for a thread that may be importing torch."""
+    print("\ninterrupted", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(130)
 
 
 def make_printable(name):

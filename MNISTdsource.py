@@ -5,7 +5,6 @@ looked for where you say, else where the environment variable MNIST_DATA says, e
 the scripts, into which it is downloaded where it is missing. Knows numpy.
 """
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -19,7 +18,14 @@ import zlib
 
 import numpy as np
 
-from MNISTscript import HERE, MNISTError, UnavailableError, warn, write_atomically
+from MNISTscript import (
+    HERE,
+    MNISTError,
+    UnavailableError,
+    show_progress,
+    warn,
+    write_atomically,
+)
 
 # Mean and standard deviation of the grey levels of MNIST's training images, on a scale of 0 to 1.
 MEAN = 0.1307
@@ -251,42 +257,33 @@ def fetch(name, folder):
 
 def download(url):
     """The bytes at `url`. Raises OSError, ValueError or http.client.HTTPException."""
+    print(f"downloading {url}", file=sys.stderr, flush=True)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return read_response(response)
+    finally:
+        show_progress(None)
+
+
+def read_response(response):
+    """The bytes of an HTTP response; raises as `download` does."""
     start = time.monotonic()
     content = bytearray()
-    with progress_bar(url) as show, urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        while not total or len(content) < total:
-            chunk = response.read1(1 << 16)  # what has come; read() could wait for ever on a drip
-            if not chunk:
-                break
-            content += chunk
-            show(len(content), total)
-            if len(content) > MAX_DOWNLOAD:
-                raise OSError(f"more than {MAX_DOWNLOAD} bytes: that is not MNIST")
-            if time.monotonic() - start > TIMEOUT + len(content) / SLOWEST:
-                raise OSError(f"too slow: {len(content)} bytes in {TIMEOUT} s")
-        if len(content) < total:
-            raise OSError(f"broke off after {len(content)} of {total} bytes")
+    total = int(response.headers.get("Content-Length") or 0)
+    while not total or len(content) < total:
+        chunk = response.read1(1 << 16)  # what has come; read() could wait for ever on a drip
+        if not chunk:
+            break
+        content += chunk
+        if total:
+            show_progress(len(content) / total, f"{len(content) / 1e6:.1f} MB")
+        if len(content) > MAX_DOWNLOAD:
+            raise OSError(f"more than {MAX_DOWNLOAD} bytes: that is not MNIST")
+        if time.monotonic() - start > TIMEOUT + len(content) / SLOWEST:
+            raise OSError(f"too slow: {len(content)} bytes in {TIMEOUT} s")
+    if len(content) < total:
+        raise OSError(f"broke off after {len(content)} of {total} bytes")
     return content
-
-
-@contextlib.contextmanager
-def progress_bar(url):
-    """Say on stderr what is downloaded, and give a function that shows how far it got, in bytes."""
-    print(f"downloading {url}", file=sys.stderr, flush=True)
-    line_end = ""
-
-    def show(done, total):
-        nonlocal line_end
-        if sys.stderr.isatty():
-            bar = "#" * (30 * done // total) if total else ""
-            print(f"\r[{bar:30}] {done / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
-            line_end = "\n"
-
-    try:
-        yield show
-    finally:
-        print(end=line_end, file=sys.stderr)
 
 
 def verify(content, name):

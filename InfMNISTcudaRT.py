@@ -113,6 +113,7 @@ def time_engines(arguments, net, images, labels, source):
     rows = []
     for engine, path in open_engines(arguments, net, images):
         print(f"{path}: {engine.detail}", flush=True)
+        check_answers(engine, path, images[:1000], labels[:1000], reference[:1000])
         row = time_engine(engine, images, labels, reference, arguments.repeat)
         rows.append(dict(row, engine_file=os.path.basename(path), detail=engine.detail))
         print("  for a second opinion: " + trtexec_line(path, engine.batch_size), flush=True)
@@ -120,6 +121,15 @@ def time_engines(arguments, net, images, labels, source):
     settings = {"weights": os.path.basename(arguments.weights), "data": source,
                 "dynamic": arguments.dynamic, "repeat": arguments.repeat}
     return publish(make_record(settings, rows), arguments.json)
+
+
+def check_answers(engine, path, images, labels, reference):
+    """Raise MNISTError where an engine doesn't answer as torch does: it isn't worth timing."""
+    from MNISTtiming import in_batches, judge
+    answers = [engine(batch).copy() for batch in in_batches(images, engine.batch_size)]
+    verdict = judge(answers, labels, reference, engine.precision)
+    if verdict["status"] != "ok":
+        raise MNISTError(f"{path}: {verdict['reason']} for {engine.precision}")
 
 
 def open_engines(arguments, net, images):

@@ -5,7 +5,6 @@ looked for where you say, else where the environment variable MNIST_DATA says, e
 the scripts, into which it is downloaded where it is missing. Knows numpy.
 """
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -19,7 +18,14 @@ import zlib
 
 import numpy as np
 
-from MNISTscript import HERE, MNISTError, UnavailableError, warn, write_atomically
+from MNISTscript import (
+    HERE,
+    MNISTError,
+    UnavailableError,
+    show_progress,
+    warn,
+    write_atomically,
+)
 
 # Mean and standard deviation of the grey levels of MNIST's training images, on a scale of 0 to 1.
 MEAN = 0.1307
@@ -232,7 +238,7 @@ def fetch(name, folder):
             verify(content, name)
         # urllib's errors are OSErrors; a bad address in a redirect is a ValueError
         except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = (str(error) or type(error).__name__).split("\n")[0]
+            reason = (str(error).strip("<>") or type(error).__name__).split("\n")[0]
             failures.append(f"\n  {url}: {reason}")
             continue
         try:
@@ -251,41 +257,33 @@ def fetch(name, folder):
 
 def download(url):
     """The bytes at `url`. Raises OSError, ValueError or http.client.HTTPException."""
+    print(f"downloading {url}", file=sys.stderr, flush=True)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return read_response(response)
+    finally:
+        show_progress(None)
+
+
+def read_response(response):
+    """The bytes of an HTTP response; raises as `download` does."""
     start = time.monotonic()
     content = bytearray()
-    with progress_bar(url) as show, urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        while not total or len(content) < total:
-            chunk = response.read1(1 << 16)  # what has come; read() could wait for ever on a drip
-            if not chunk:
-                break
-            content += chunk
-            show(len(content), total)
-            if len(content) > MAX_DOWNLOAD:
-                raise OSError(f"more than {MAX_DOWNLOAD} bytes: that is not MNIST")
-            if time.monotonic() - start > TIMEOUT + len(content) / SLOWEST:
-                raise OSError(f"too slow: {len(content)} bytes in {TIMEOUT} s")
-        if len(content) < total:
-            raise OSError(f"broke off after {len(content)} of {total} bytes")
+    total = int(response.headers.get("Content-Length") or 0)
+    while not total or len(content) < total:
+        chunk = response.read1(1 << 16)  # what has come; read() could wait for ever on a drip
+        if not chunk:
+            break
+        content += chunk
+        if total:
+            show_progress(len(content) / total, f"{len(content) / 1e6:.1f} MB")
+        if len(content) > MAX_DOWNLOAD:
+            raise OSError(f"more than {MAX_DOWNLOAD} bytes: that is not MNIST")
+        if time.monotonic() - start > TIMEOUT + len(content) / SLOWEST:
+            raise OSError(f"too slow: {len(content)} bytes in {TIMEOUT} s")
+    if len(content) < total:
+        raise OSError(f"broke off after {len(content)} of {total} bytes")
     return content
-
-
-@contextlib.contextmanager
-def progress_bar(url):
-    """Say on stderr what is downloaded, and give a function that shows how far it got, in bytes."""
-    terminal = sys.stderr.isatty()
-    print(f"downloading {url}", file=sys.stderr, flush=True)
-
-    def show(done, total):
-        if terminal:
-            bar = "#" * (30 * done // total) if total else ""
-            print(f"\r[{bar:30}] {done / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if terminal:
-            print(file=sys.stderr)
 
 
 def verify(content, name):
@@ -374,8 +372,8 @@ BLOCK = 500  # digits drawn at once
 def generated_digits(n, seed):
     """Draw digits after fonts, as if by hand: images uint8 (n, 28, 28), labels uint8 (n,).
 
-    The same seed gives the same digits, and fewer of them are the first of more. Every ten digits
-    hold each label once, in random order.
+    The same seed gives the same digits (where matplotlib's version is the same), and fewer of them
+    are the first of more. Every ten digits hold each label once, in random order.
 
     Raises UnavailableError where matplotlib, whose fonts these are, isn't installed.
     """

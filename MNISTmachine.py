@@ -39,7 +39,10 @@ def describe_machine(record):
     """The record in two lines for the screen."""
     gpu = record["gpu"] or "no CUDA GPU"
     if record["jetson"]:
-        gpu = "{model}, L4T {l4t}, power mode {power_mode}".format(**record["jetson"])
+        words = {"model": "{}", "l4t": "L4T {}", "power_mode_name": "power mode {}",
+                 "hottest_c": "{:.0f} °C"}
+        gpu = ", ".join(text.format(record["jetson"][name]) for name, text in words.items()
+                        if record["jetson"][name] is not None)
     versions = [f"{name} {record[name]}" for name in LIBRARIES if record[name]]
     return (f"{record['cpu']}, {record['cpus']} CPUs, {record['threads']} threads, {gpu}, "
             f"{record['os']}\nPython {record['python']}, {', '.join(versions)}")
@@ -88,8 +91,8 @@ def ram_gib():
 def jetson(root="/"):
     """What a Jetson says of itself, from files that need no privileges; None elsewhere.
 
-    Sources: L4T's device tree, /etc/nv_tegra_release, nvpmodel's status and sysfs. `root` lets
-    tests give a folder of sample files.
+    Sources: L4T's device tree, /etc/nv_tegra_release, nvpmodel's status and modes, sysfs. `root`
+    lets tests give a folder of sample files.
     """
     def path(name):
         return os.path.join(root, name)
@@ -99,21 +102,48 @@ def jetson(root="/"):
     if release is None and "jetson" not in (model or "").lower():
         return None
     l4t = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release or "")
-    mode = re.search(r"pmode:(\d+)", read(path("var/lib/nvpmodel/status")) or "")
-    zones = [read(zone) for zone in sorted(glob.glob(path("sys/class/thermal/thermal_zone*/temp")))]
-    degrees = [int(zone) / 1000 for zone in zones if zone and re.match(r"-?\d+$", zone)]
+    mode, mode_name, full_mode = power_mode(root)
     return {
         "model": model,
         "l4t": "{}.{}".format(*l4t.groups()) if l4t else None,
-        "power_mode": int(mode.group(1)) if mode else None,
+        "power_mode": mode,
+        "power_mode_name": mode_name,
+        "full_power_mode": full_mode,
         "cpus_online": read(path("sys/devices/system/cpu/online")),
         "cpu_mhz": scaled(read(path("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")), 1e3),
         "cpu_max_mhz": scaled(
             read(path("sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq")), 1e3),
         "gpu_mhz": gpu_clock(root, "cur_freq"),
         "gpu_max_mhz": gpu_clock(root, "max_freq"),
-        "hottest_c": max(degrees) if degrees else None,
+        "hottest_c": hottest(root),
     }
+
+
+def power_mode(root):
+    """Number and name of nvpmodel's mode, and the number of the mode without limits (MAXN).
+
+    That is mode 0 on a Nano, mode 2 on an Orin Nano with JetPack 6.2, and some boards have none.
+    """
+    status = re.search(r"pmode:(\d+)", read(os.path.join(root, "var/lib/nvpmodel/status")) or "")
+    modes = {int(number): name for number, name in re.findall(
+        r"^< *POWER_MODEL +ID=(\d+) +NAME=(\S+)",
+        read(os.path.join(root, "etc/nvpmodel.conf")) or "", re.MULTILINE)}
+    mode = int(status.group(1)) if status else None
+    full = [number for number, name in sorted(modes.items()) if name.startswith("MAXN")]
+    return mode, modes.get(mode), full[0] if full else None
+
+
+def hottest(root):
+    """The temperature in °C of the hottest thermal zone.
+
+    A Nano's PMIC-Die is left out: no sensor, it reads 100 °C at all times.
+    """
+    degrees = []
+    for zone in glob.glob(os.path.join(root, "sys/class/thermal/thermal_zone*")):
+        temperature = read(os.path.join(zone, "temp")) or ""
+        if read(os.path.join(zone, "type")) != "PMIC-Die" and re.match(r"-?\d+$", temperature):
+            degrees.append(int(temperature) / 1000)
+    return max(degrees) if degrees else None
 
 
 def gpu_clock(root, name):

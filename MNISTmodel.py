@@ -13,6 +13,7 @@ import pickle
 import re
 import types
 import warnings
+import zipfile
 
 import numpy as np
 import torch
@@ -63,8 +64,18 @@ def fold_normalisation(net, mean, std):
 def save_weights(net, path):
     """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`)."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    write_pickle(state, path)
+
+
+def write_pickle(thing, path):
+    """Write what `torch.save` makes of it to `path`, whole or not at all (see `write_atomically`).
+
+    By way of memory, because torch answers a full disk with an error that doesn't say so.
+    """
+    content = io.BytesIO()
+    torch.save(thing, content)
     with write_atomically(path) as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def load_weights(path=DEFAULT_WEIGHTS, trust_pickle=False):
@@ -98,6 +109,7 @@ def read_pickle(path, trust_pickle):
     else:
         how = dict(pickle_module=_pickle_with(TensorsOnlyUnpickler))
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", **how)
     except OSError as error:
         raise MNISTError(f"can't read {path}: {error.strerror or error}") from error
@@ -109,6 +121,23 @@ def read_pickle(path, trust_pickle):
                 "was made: torch.save(net.state_dict(), FILE)") from error
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise MNISTError(f"{path} is not a weights file, or is damaged ({reason[:150]})") from error
+
+
+def check_archive(path):
+    """Raise zipfile.BadZipFile where torch's zip archive `path` is damaged or would expand.
+
+    torch doesn't compress, but expands what is compressed to any size before it looks at it; and it
+    doesn't check the checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format, or no weights: torch.load will tell
+    with zipfile.ZipFile(path) as archive:
+        size = sum(record.file_size for record in archive.infolist())
+        if size > os.path.getsize(path):
+            raise zipfile.BadZipFile(f"{size} bytes packed into fewer")
+        damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum: {damaged}")
 
 
 # torch.load(weights_only=...) came with torch 1.13; before that we bring an unpickler of our own.
@@ -229,6 +258,9 @@ def onnx_bytes(net, mean, std, precision="fp32"):
         if isinstance(error.__cause__, ImportError):
             raise UnavailableError("torch's ONNX exporter needs the package onnx: "
                                    "pip install onnx") from error
+        if "unpacking string as utf-8" in str(error):  # torch notes from which line each node is
+            raise UnavailableError(f"torch can't read the path {HERE} under this locale: "
+                                   "export LC_ALL=C.UTF-8") from error
         if "not implemented for 'Half'" in str(error):
             raise UnavailableError("this torch computes float16 on a CUDA GPU only, so it can't "
                                    "export fp16 here; a newer torch can") from error

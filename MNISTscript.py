@@ -5,8 +5,10 @@ Knows the standard library and nothing else, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import signal
 import sys
 import tempfile
 
@@ -51,16 +53,16 @@ def run_program(main):
     0 done; 1 the work failed (also where `main` returns 1); 2 asked for something that can't be;
     130 interrupted by Ctrl-C. With `--debug` on the command line an error shows its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # Under a C locale a path with non-ASCII letters must not crash the message about it.
-        stream_encoding_survives(stream)
+    for name in ("stdout", "stderr"):
+        make_printable(name)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, interrupt)
     debug = "--debug" in sys.argv
     try:
         status = main() or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
-        status = 130
-        print("\ninterrupted", file=sys.stderr)
+        leave_interrupted()
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,15 +70,52 @@ def run_program(main):
     except Exception as error:
         if debug:
             raise
-        status = getattr(error, "exit_status", 1)
-        print("error: " + describe_error(error), file=sys.stderr)
+        status = report(error)
     sys.exit(status)
 
 
-def stream_encoding_survives(stream):
-    """Make an output stream replace letters that its encoding lacks (not on Python 3.6)."""
+def interrupt(number, frame):
+    """What Ctrl-C does: raise KeyboardInterrupt; in the middle of an import, end at once.
+
+    Libraries have been seen to swallow it there, or to make another error of it.
+    """
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            leave_interrupted()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def leave_interrupted():
+    """End with status 130, without waiting for a thread that may be importing torch."""
+    print("\ninterrupted", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(130)
+
+
+def make_printable(name):
+    """Make sys.stdout or sys.stderr escape the letters that its encoding lacks.
+
+    Under a C locale a path with non-ASCII letters must not crash the message about it.
+    """
+    stream = getattr(sys, name)
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
+        return
+    stream = io.TextIOWrapper(stream.detach(), stream.encoding, "backslashreplace",
+                              line_buffering=stream.line_buffering)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
+
+
+def report(error):
+    """Print an exception on stderr, in one line or two; gives the exit status."""
+    if isinstance(error, ModuleNotFoundError):
+        error = UnavailableError(f"this needs {error.name}, which isn't installed: "
+                                 f"pip install {error.name}")
+    print("error: " + describe_error(error), file=sys.stderr)
+    return getattr(error, "exit_status", 1)
 
 
 def describe_error(error):

@@ -18,8 +18,8 @@ import threading
 import time
 
 import numpy as np
-from MNISTdsource import MEAN, STD
 
+from MNISTdsource import MEAN, STD
 from MNISTscript import HERE, MNISTError, UnavailableError, save_json, warn, write_atomically
 
 PRECISIONS = ("fp32", "tf32", "fp16")
@@ -355,7 +355,8 @@ class TorchMemory:
         import torch
         if torch.cuda.is_available():
             return None
-        return "torch sees no GPU" if torch.version.cuda else "this torch is built without CUDA"
+        return ("torch sees no GPU" if torch.version.cuda else
+                "this torch is a CPU build (pytorch.org/get-started has those with CUDA)")
 
     @staticmethod
     def gpu():

@@ -314,9 +314,11 @@ def machine_warnings(machine):
     if machine["cpu_governor"] in ("powersave", "conservative", "ondemand", "schedutil"):
         warnings.append(f"the CPU governor is {machine['cpu_governor']}: the clock follows the "
                         "load and short runs look slow; 'performance' gives steady numbers")
-    if machine["jetson"] and machine["jetson"]["power_mode"] not in (0, None):
-        warnings.append(f"the Jetson's power mode is {machine['jetson']['power_mode']}, not 0 "
-                        "(the full one): sudo nvpmodel -m 0 && sudo jetson_clocks")
+    jetson = machine["jetson"]
+    if jetson and jetson["full_power_mode"] not in (None, jetson["power_mode"]):
+        warnings.append("the Jetson's power mode is {power_mode} ({power_mode_name}), which limits "
+                        "its clocks: sudo nvpmodel -m {full_power_mode} && sudo jetson_clocks"
+                        .format(**jetson))
     return warnings
 
 

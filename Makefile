@@ -1,7 +1,9 @@
-# make run    set up .venv and time the shipped network on this machine
-# make test   set up .venv, lint, run the tests
+# make run           set up .venv and time the shipped network on this machine
+# make test          set up .venv, lint, run the tests
+# make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 
 run: $(VENV)/installed
 	$(VENV)/bin/python InferenceMNIST.py
@@ -9,6 +11,13 @@ run: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+test-oldest:
+	@if $(PYTHON) -c "import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))"; then \
+	    $(MAKE) $(OLDEST)/installed && $(OLDEST)/bin/python -m pytest; \
+	else \
+	    echo "test-oldest: SKIPPED, torch 1.13 wants Python 3.9 to 3.11; this is `$(PYTHON) -V`"; \
+	fi
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +28,12 @@ $(VENV)/installed-test: requirements-test.txt $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
-clean:
-	rm -rf $(VENV)
+$(OLDEST)/installed: requirements-oldest.txt requirements-test.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -r requirements-oldest.txt -r requirements-test.txt
+	touch $@
 
-.PHONY: run test clean
+clean:
+	rm -rf $(VENV) $(OLDEST)
+
+.PHONY: run test test-oldest clean

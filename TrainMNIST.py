@@ -30,7 +30,6 @@ from MNISTscript import (
     save_json,
     show_progress,
     warn,
-    write_atomically,
 )
 
 HELD_OUT = 10000  # digits at the end of the training set that --validate keeps for choosing
@@ -72,7 +71,7 @@ def parse_arguments():
                         "(default: {sgd} for sgd, {adamw} for adamw)".format(**LEARNING_RATES))
     parser.add_argument("--optimizer", choices=sorted(LEARNING_RATES), default="sgd",
                         help="sgd is with Nesterov momentum (default: %(default)s)")
-    parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="X",
+    parser.add_argument("--label-smoothing", type=float, default=0.05, metavar="X",
                         help="weight of the wrong answers in the loss (default: %(default)s)")
     parser.add_argument("--augment", action="store_true",
                         help="turn, stretch, slant, move, thicken and thin the digits at random")
@@ -120,6 +119,8 @@ def train(arguments, rank, world):
     from MNISTmodel import Net, save_weights
 
     check_writable(arguments.output)
+    if arguments.plot:
+        import matplotlib  # noqa: F401  (find out before the training that it is missing)
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     if device == "cuda":
@@ -268,28 +269,30 @@ def train_epoch(arguments, net, optimiser, digits, epoch, bfloat16, rank, world)
     images, labels = digits
     device = images.device
     order = torch.randperm(len(labels), generator=generator("cpu", arguments.seed, epoch))
-    order = order.to(device)
+    images, labels = images[order.to(device)], labels[order.to(device)]
     chance = generator(device, arguments.seed, epoch, rank)
     steps = math.ceil(len(labels) / arguments.batch_size)
     total = torch.zeros((), device=device)
     net.train()
     for step in range(steps):
         set_learning_rate(optimiser, arguments.lr, (epoch + (step + 1) / steps) / arguments.epochs)
-        batch = order[step * arguments.batch_size:(step + 1) * arguments.batch_size]
-        mine = batch[rank::world]
-        x = normalise(images[mine])
+        batch = slice(step * arguments.batch_size, (step + 1) * arguments.batch_size)
+        answers = labels[batch][rank::world]
+        x = normalise(images[batch][rank::world])
         if arguments.augment:
             x = augment(x, chance)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with contextlib.ExitStack() as arithmetic:
+            if bfloat16:
+                arithmetic.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
             log_probabilities = net(x)
-        loss = nll_loss(log_probabilities, labels[mine])
+        loss = nll_loss(log_probabilities, answers)
         if arguments.label_smoothing:
             loss = torch.lerp(loss, -log_probabilities.mean(), arguments.label_smoothing)
         # The processes' gradients are averaged: weigh parts of unequal length by their length.
-        (loss * (len(mine) * world / len(batch))).backward()
+        (loss * (len(answers) * world / len(labels[batch]))).backward()
         optimiser.step()
         optimiser.zero_grad()
-        total += loss.detach() * len(mine)
+        total += loss.detach() * len(answers)
         if step % 50 == 0 and rank == 0:
             show_progress(step / steps, f"epoch {epoch + 1}/{arguments.epochs}")
     show_progress(None)
@@ -408,10 +411,9 @@ def recipe(arguments):
 
 def save_state(path, arguments, net, optimiser, history):
     """Write all that --resume needs, whole or not at all."""
-    import torch
-    with write_atomically(path) as file:
-        torch.save({"recipe": recipe(arguments), "history": history, "net": net.state_dict(),
-                    "optimiser": optimiser.state_dict()}, file)
+    from MNISTmodel import write_pickle
+    write_pickle({"recipe": recipe(arguments), "history": history, "net": net.state_dict(),
+                  "optimiser": optimiser.state_dict()}, path)
 
 
 def resume(path, arguments, net, optimiser):

@@ -29,8 +29,8 @@ def main():
     net = load_weights()
     images, labels = generated_digits(100, seed=5)
     x = torch.from_numpy(normalise(images[labels == 3][:1]))
-    figure = plt.figure(figsize=(11, 4.9), facecolor="white")
-    draw_way(figure.add_axes([0, 0.3, 1, 0.7]), stages(net, x))
+    figure = plt.figure(figsize=(11, 4), facecolor="white")
+    draw_way(figure.add_axes([0, 0.27, 1, 0.72]), stages(net, x))
     draw_filters(figure, net.conv1.weight.detach()[:, 0])
     figure.savefig(os.path.join(HERE, "network.png"), dpi=110)
 
@@ -51,29 +51,30 @@ def stages(net, x):
 
 
 def draw_way(axes, layers):
-    """The layers from left to right, to one scale of their own: a map is at least 12 units high."""
+    """The layers from left to right, the larger maps to one scale."""
     axes.set_axis_off()
     left = 0.0
     for caption, maps in layers:
-        height = max(12, min(28, 1.05 * maps.shape[1]))
+        height = max(14, maps.shape[1]) if maps.shape[2] > 1 else 26
         width = height * maps.shape[2] / maps.shape[1]
         shown = list(maps[:SHOWN])
         for number in reversed(range(len(shown))):
             x, y = left + 1.6 * number, 1.6 * number - height / 2
-            draw_map(axes, shown[number], x, y, width, height)
+            draw_map(axes, shown[number], x, y, width, height, zorder=len(shown) - number)
         depth = 1.6 * (len(shown) - 1)
         axes.text(left + (width + depth) / 2, -height / 2 - 2, caption, ha="center", va="top",
                   fontsize=9)
         if maps.shape[2] == 1:
             label_answers(axes, maps[0, :, 0], left + width, height)
-        left += width + depth + 7
-    axes.set(xlim=(-3, left + 4), ylim=(-22, 26), aspect="equal")
+        left += width + depth + 9
+    axes.set(xlim=(-4, left + 2), ylim=(-23, 25), aspect="equal")
 
 
-def draw_map(axes, values, x, y, width, height):
-    axes.imshow(values, cmap="gray", extent=(x, x + width, y, y + height), zorder=2,
+def draw_map(axes, values, x, y, width, height, zorder):
+    axes.imshow(values, cmap="gray", extent=(x, x + width, y, y + height), zorder=zorder,
                 interpolation="nearest")
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, color="0.6", lw=0.6, zorder=3))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, color="0.6", lw=0.6,
+                             zorder=zorder + 0.5))
 
 
 def label_answers(axes, log_probabilities, x, height):
@@ -89,10 +90,10 @@ def draw_filters(figure, filters):
     """The 20 first-layer filters, zero white, one scale for all."""
     limit = float(filters.abs().max())
     for number, weights in enumerate(filters):
-        axes = figure.add_axes([0.03 + number * 0.0472, 0.06, 0.042, 0.16])
+        axes = figure.add_axes([0.03 + number * 0.0472, 0.03, 0.042, 0.16])
         axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set(xticks=[], yticks=[])
-    figure.text(0.03, 0.21, f"the 20 trained filters of conv1 (blue −{limit:.2f}, white 0, red "
+    figure.text(0.03, 0.2, f"the 20 trained filters of conv1 (blue −{limit:.2f}, white 0, red "
                 f"+{limit:.2f})", fontsize=9)
 
 

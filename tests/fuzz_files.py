@@ -140,25 +140,26 @@ def weights_files():
     return files
 
 
-def repack(archive, damage):
-    """A zip archive like `archive` and whole, but with damage in the pickle that it holds."""
+def repack(archive, damage, record):
+    """A zip archive like `archive` and whole, but with damage in the records named so."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
             content = old.read(name)
-            new.writestr(name, apply(damage, content) if name.endswith("data.pkl") else content)
+            new.writestr(name, apply(damage, content) if record in name else content)
     return packed.getvalue()
 
 
-weights_recipes = strategies.tuples(strategies.sampled_from(["zip", "pickle", "legacy"]), damages)
+weights_recipes = strategies.tuples(
+    strategies.sampled_from(["zip", "data.pkl", "/data/", "legacy"]), damages)
 
 
 def build_weights(recipe):
     """The bytes that a recipe for a damaged weights file describes."""
     zipped, legacy = weights_files()
     kind, damage = recipe
-    if kind == "pickle":
-        return repack(zipped, damage)
+    if kind in ("data.pkl", "/data/"):
+        return repack(zipped, damage, kind)
     return apply(damage, zipped if kind == "zip" else legacy)
 
 

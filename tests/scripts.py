@@ -23,3 +23,11 @@ def run(*command, status=0, env=None, **settings):
     assert process.returncode == status, f"exit {process.returncode}\n{out}\n{err}"
     assert "Traceback" not in err
     return out, err
+
+
+def read_until(process, words):
+    """Read a started script's stdout up to a line that holds `words`."""
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(process.communicate()[1])

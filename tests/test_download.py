@@ -258,7 +258,7 @@ def test_progress_is_a_bar_on_a_terminal(server, capsys, monkeypatch):
     server.mirrors("good")
     load_split("test")
     said = capsys.readouterr().err
-    assert "\r[" + "#" * 30 + "] 0.0 MB\n" in said
+    assert "\r0.0 MB [" + "#" * 30 + "] 100%" in said
 
 
 DOWNLOADER = """

@@ -11,13 +11,20 @@ NANO = {
     "etc/nv_tegra_release": "# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, "
                             "EABI: aarch64, DATE: Sat Feb 19 17:05:08 UTC 2022\n",
     "var/lib/nvpmodel/status": "pmode:0001",
+    "etc/nvpmodel.conf": "# a comment\n< PARAM TYPE=FILE NAME=CPU_ONLINE >\n"
+                         "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_1 1\n"
+                         "< POWER_MODEL ID=1 NAME=5W >\nCPU_ONLINE CORE_1 1\n"
+                         "< PM_CONFIG DEFAULT=0 >\n",
     "sys/devices/system/cpu/online": "0-1\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "918000\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "918000\n",
     "sys/class/devfreq/57000000.gpu/cur_freq": "614400000\n",
     "sys/class/devfreq/57000000.gpu/max_freq": "640000000\n",
     "sys/class/thermal/thermal_zone0/temp": "41500\n",
+    "sys/class/thermal/thermal_zone0/type": "AO-therm\n",
     "sys/class/thermal/thermal_zone1/temp": "38000\n",
+    "sys/class/thermal/thermal_zone4/temp": "100000\n",
+    "sys/class/thermal/thermal_zone4/type": "PMIC-Die\n",
 }
 
 
@@ -39,8 +46,11 @@ def test_record_is_json_and_names_this_machine():
 def test_jetson_nano(nano):
     assert MNISTmachine.jetson(str(nano)) == {
         "model": "NVIDIA Jetson Nano Developer Kit", "l4t": "32.7.1", "power_mode": 1,
-        "cpus_online": "0-1", "cpu_mhz": 918.0, "cpu_max_mhz": 918.0, "gpu_mhz": 614.4,
-        "gpu_max_mhz": 640.0, "hottest_c": 41.5}
+        "power_mode_name": "5W", "full_power_mode": 0, "cpus_online": "0-1", "cpu_mhz": 918.0,
+        "cpu_max_mhz": 918.0, "gpu_mhz": 614.4, "gpu_max_mhz": 640.0, "hottest_c": 41.5}
+    record = dict(MNISTmachine.machine_record(), jetson=MNISTmachine.jetson(str(nano)))
+    assert ("NVIDIA Jetson Nano Developer Kit, L4T 32.7.1, power mode 5W, 42 °C"
+            in MNISTmachine.describe_machine(record))
 
 
 @pytest.mark.parametrize("content", [None, "", "garbage\n"])
@@ -52,14 +62,32 @@ def test_jetson_with_a_file_missing_or_strange(nano, name, content):
         (nano / name).write_text(content)
     jetson = MNISTmachine.jetson(str(nano))
     assert jetson["l4t"] == "32.7.1"
-    json.dumps(jetson, allow_nan=False)
+    record = dict(MNISTmachine.machine_record(), threads=4, jetson=json.loads(json.dumps(jetson)))
+    assert "None" not in MNISTmachine.describe_machine(record).split("\n")[0]
 
 
 def test_no_jetson(tmp_path):
     assert MNISTmachine.jetson(str(tmp_path)) is None
 
 
-def test_five_watt_mode_warns(nano):
+def warnings_of(root):
     from MNISTtiming import machine_warnings
-    warnings = machine_warnings({"cpu_governor": None, "jetson": MNISTmachine.jetson(str(nano))})
-    assert len(warnings) == 1 and "nvpmodel" in warnings[0]
+    return machine_warnings({"cpu_governor": None, "jetson": MNISTmachine.jetson(str(root))})
+
+
+def test_five_watt_mode_warns(nano):
+    warning, = warnings_of(nano)
+    assert "power mode is 1 (5W)" in warning and "sudo nvpmodel -m 0 &&" in warning
+    (nano / "var/lib/nvpmodel/status").write_text("pmode:0000")
+    assert warnings_of(nano) == []
+
+
+def test_orins_full_mode_is_not_mode_0(nano):
+    (nano / "etc/nvpmodel.conf").write_text(
+        "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n"
+        "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
+    (nano / "var/lib/nvpmodel/status").write_text("pmode:0002")
+    assert warnings_of(nano) == []
+    (nano / "var/lib/nvpmodel/status").write_text("pmode:0000")
+    warning, = warnings_of(nano)
+    assert "0 (15W)" in warning and "nvpmodel -m 2" in warning

@@ -3,7 +3,9 @@
 import os
 import sys
 import types
+import zipfile
 
+import fuzz_files
 import pytest
 import torch
 
@@ -164,3 +166,28 @@ def test_no_weights_file(tmp_path):
         load_weights(tmp_path / "net.pth")
     with pytest.raises(UnavailableError):
         load_weights(tmp_path)
+
+
+def test_a_zip_bomb_is_not_expanded(net, tmp_path):
+    path = tmp_path / "net.pth"
+    save_weights(net, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, bytes(300 << 20) if name.endswith("/data/4") else content)
+    fuzzer = fuzz_files.Fuzzer(load_weights)
+    fuzzer.check(str(path))  # fails where it takes more than 200 MB or a second
+    assert fuzzer.refused == 1
+    with pytest.raises(MNISTError, match="bytes packed into fewer"):
+        load_weights(path)
+
+
+def test_a_flipped_bit_is_seen(net, tmp_path):
+    path = tmp_path / "net.pth"
+    save_weights(net, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(MNISTError, match="wrong checksum"):
+        load_weights(path)

@@ -18,16 +18,23 @@ def share_read(images, labels):
     return float((log_probabilities.argmax(1).numpy() == labels).mean())
 
 
-def draw(strokes):
+def enlarge(image, size):
+    """A square image enlarged to `size` pixels, smoothly: bilinear between the pixels' centres."""
+    at = ((np.arange(size) + 0.5) * len(image) / size - 0.5).clip(0, len(image) - 1)
+    weights = (1 - np.abs(at[:, np.newaxis] - np.arange(len(image)))).clip(0).astype(np.float32)
+    return np.rint(weights @ image @ weights.T).astype(np.uint8)
+
+
+def draw(strokes, pen_width=PEN_WIDTH):
     """Draw one digit's strokes, arrays (points, 2) from 0 to 1000, with a round pen."""
     from PIL import Image, ImageDraw
     image = Image.new("L", (SIZE + 2 * MARGIN, SIZE + 2 * MARGIN))
     pen = ImageDraw.Draw(image)
     for stroke in strokes:
         points = [tuple(point) for point in stroke * (SIZE / 1000) + MARGIN]
-        pen.line(points, fill=255, width=PEN_WIDTH)
+        pen.line(points, fill=255, width=pen_width)
         for x, y in points:
-            radius = PEN_WIDTH / 2
+            radius = pen_width / 2
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return np.asarray(image)
 
@@ -35,6 +42,28 @@ def draw(strokes):
 @pytest.mark.mnist
 def test_reads_the_test_digits(mnist_dir):
     assert share_read(*load_split("test", mnist_dir)) >= 0.9965
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_reads_the_test_digits_at_any_place_and_size_of_a_canvas(mnist_dir):
+    images, labels = load_split("test", mnist_dir)
+    random = np.random.RandomState(0)
+    prepared = np.empty_like(images)
+    for i, size in enumerate(random.randint(60, 261, len(images))):
+        canvas = np.zeros((280, 280), np.uint8)
+        top, left = random.randint(0, 281 - size, 2)
+        canvas[top:top + size, left:left + size] = enlarge(images[i], size)
+        prepared[i] = digit_from_drawing(canvas)
+    assert abs(share_read(prepared, labels) - share_read(images, labels)) < 0.005
+
+
+@pytest.mark.pen
+@pytest.mark.parametrize("pen_width", [3, 8, 14, 28, 56])
+def test_the_width_of_the_pen_hardly_matters(pen_digits, pen_width):
+    some = pen_digits[::10]
+    digits = np.stack([digit_from_drawing(draw(strokes, pen_width)) for strokes, _ in some])
+    assert share_read(digits, np.array([label for _, label in some])) >= 0.965
 
 
 @pytest.mark.pen

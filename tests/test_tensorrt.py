@@ -409,8 +409,8 @@ def program(machine, net, digits, stem, monkeypatch):
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
-    monkeypatch.setattr("MNISTtiming.WARM_UP_CALLS", 1)
-    monkeypatch.setattr("MNISTtiming.WARM_UP_SECONDS", 0)
+    for warm_up in ("WARM_UP", "TURN_WARM_UP"):
+        monkeypatch.setattr("MNISTtiming." + warm_up, {"calls": 1, "seconds": 0})
 
     def run_main(*arguments):
         monkeypatch.setattr(sys, "argv", ["InfMNISTcudaRT.py", "--weights", stem + ".pth",
@@ -453,8 +453,9 @@ def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, ne
     machine.install("10.3.0.26")
     net.conv1.bias.data[3] += 1
     open_tensorrt(net, "fp32", 64, stem=stem)
-    assert program("--engine", stem + "-b64.rt") == 1
-    assert "WRONG" in capsys.readouterr().out
+    with pytest.raises(MNISTError, match="b64.rt: WRONG: answers differ from the reference by"):
+        program("--engine", stem + "-b64.rt")
+    assert "images" not in capsys.readouterr().out  # an error, not a row
 
 
 def test_program_builds_only(program, rtx, stem, capsys):

@@ -1,0 +1,114 @@
+"""Draw a digit, or page through the test digits of MNIST, and watch the network read them.
+
+    python GraphMNIST.py
+    python GraphMNIST.py --weights mine.pth --data-dir ~/mnist
+    python GraphMNIST.py --engine torch --device cuda
+
+Needs PyQt5 and a display. MNIST is used where it is already there, never fetched. F1 in the window
+shows its keys.
+"""
+
+import os
+import time
+
+from MNISTscript import add_flags, make_parser, run_program
+
+
+class Reader:
+    """The network on one engine, as `MNISTwidgets.DigitWindow` wants it. Opening takes seconds."""
+
+    def __init__(self, options):
+        import numpy as np
+
+        from MNISTengine import choose_device, open_engine, set_threads
+        from MNISTmodel import load_weights
+
+        set_threads(max(1, os.cpu_count() - 1))  # one is the window's
+        net = load_weights(options.weights, options.trust_pickle)
+        self.engine = open_engine(options.engine, net, choose_device(options.device))
+        self.batch_size = self.engine.batch_size
+        self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
+
+    def look(self, digit):
+        """uint8 (28, 28) → (log-probabilities float32 (10,), seconds it took)."""
+        start = time.perf_counter()
+        log_probabilities = self.engine(digit[None])[0].copy()
+        return log_probabilities, time.perf_counter() - start
+
+    def read(self, images):
+        """uint8 (B, 28, 28) → the digits read, (B,)."""
+        return self.engine(images).argmax(1)
+
+
+class AnswerPanel:
+    """What stands beside the canvas: the answer, the probabilities, what the network received."""
+
+    below = None
+
+    def __init__(self):
+        from PyQt5.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+        from MNISTwidgets import AnswerView, DigitView, ProbabilityBars, captioned
+
+        self.answer = AnswerView()
+        self.bars = ProbabilityBars()
+        self.network_input = DigitView()
+        self.time = QLabel(objectName="time")
+        self.beside = QWidget()
+        top = QHBoxLayout()
+        top.setSpacing(20)
+        top.addWidget(captioned("Answer", self.answer), 1)
+        top.addWidget(captioned("The network sees", self.network_input), 1)
+        rows = QVBoxLayout(self.beside)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(16)
+        rows.addLayout(top, 2)
+        rows.addWidget(captioned("Probabilities", self.bars), 3)
+        rows.addWidget(self.time)
+
+    def opened(self, reader):
+        engine = reader.engine
+        self.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+
+    def show(self, digit, label, result):
+        """Show the newest drawing's answer; `result` is what `Reader.look` returned, or None."""
+        import numpy as np
+
+        self.network_input.set_digit(digit)
+        if result is None:
+            self.answer.set_answer(None, label)
+            self.bars.set_values(None)
+            return
+        log_probabilities, seconds = result
+        self.answer.set_answer(int(log_probabilities.argmax()), label)
+        self.bars.set_values(np.exp(log_probabilities))
+        self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
+
+
+def make_window(options):
+    """The window, not yet shown."""
+    from MNISTwidgets import DigitWindow
+
+    return DigitWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), options.data_dir,
+                       size=(960, 660), stretch=(3, 2))
+
+
+def read_options(argv=None):
+    """The command line's options."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--engine", default="torch", metavar="NAME",
+                        help="what runs the network; CompareMNIST.py lists all (default: torch)")
+    add_flags(parser, "weights", "trust-pickle", "device", "data-dir")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Open the window and wait until it is closed."""
+    options = read_options(argv)
+    from MNISTwidgets import run_window
+
+    run_window("GraphMNIST", lambda: make_window(options))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,78 @@
+"""The scripts in a folder with spaces and letters of all the world, called from another folder,
+under a C locale that knows ASCII alone."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from scripts import run
+
+from MNISTscript import HERE
+
+FOLDER = "my scripts – ñandú 数字"
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+            "PYTHONIOENCODING": "", "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a C locale is a Unix thing")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, small_mnist):
+    """Run a copy of the scripts from a working directory that isn't theirs: gives its stdout."""
+    scripts = tmp_path_factory.mktemp("anywhere") / FOLDER
+    scripts.mkdir()
+    for name in os.listdir(HERE):
+        if name.endswith(".py") or name == "NetMNIST.pth":
+            shutil.copy(os.path.join(HERE, name), scripts)
+    shutil.copytree(small_mnist, scripts / "data")
+    there = scripts.parent / "cwd"
+    there.mkdir()
+
+    def run_elsewhere(name, *flags, **settings):
+        out, err = run(scripts / name, *flags, cwd=there, env={**C_LOCALE, "MNIST_DATA": ""},
+                       **settings)
+        assert "unforeseen" not in err
+        return out
+    run_elsewhere.scripts, run_elsewhere.cwd = scripts, there
+    return run_elsewhere
+
+
+def test_locale_is_real(elsewhere):
+    (elsewhere.scripts / "say.py").write_text(
+        "import sys, locale; print(sys.stdout.encoding, sys.getfilesystemencoding())")
+    assert elsewhere("say.py") in ("ascii ascii\n", "ANSI_X3.4-1968 ascii\n", "ascii utf-8\n")
+
+
+def test_training_and_timing(elsewhere):
+    out = elsewhere("TrainMNIST.py", "--epochs", 1, "--output", "mine é.pth", "--json", "é.json",
+                    "--plot", "é.png")
+    assert "saved mine" in out
+    out = elsewhere("InferenceMNIST.py", "--weights", "mine é.pth", "--limit", 64)
+    assert "\ntorch  cpu fp32" in out
+    assert sorted(os.listdir(elsewhere.cwd)) == ["mine é.pth", "é.json", "é.png"]
+    assert json.loads((elsewhere.cwd / "é.json").read_text())["result"]["accuracy"] > 0
+
+
+def test_features(elsewhere):
+    elsewhere("MNISTshowFeat.py", "--save", "pictures é")
+    assert len(os.listdir(elsewhere.cwd / "pictures é")) == 3
+
+
+def test_errors_that_name_such_a_path(elsewhere):
+    missing = elsewhere.scripts / "no é.pth"
+    _, err = run(elsewhere.scripts / "InferenceMNIST.py", "--weights", missing, status=2,
+                 env=C_LOCALE, cwd=elsewhere.cwd)
+    assert err.startswith("error: no weights file /") and err.isascii()
+    assert "no \\udcc3\\udca9.pth" in err or "no \\xe9.pth" in err
+
+
+def test_engines(elsewhere):
+    """torch's exporter, alone, can't have such a path under such a locale."""
+    pytest.importorskip("tensorrt_rtx")
+    command = [elsewhere.scripts / "InfMNISTcudaRT.py", "--build-only", "--batch-size", 1]
+    _, err = run(*command, env=C_LOCALE, cwd=elsewhere.cwd, status=2)
+    assert "LC_ALL=C.UTF-8" in err and err.count("\n") == 1
+    run(*command, env={"LC_ALL": "C"}, cwd=elsewhere.cwd)  # Python makes this UTF-8 by itself
+    assert (elsewhere.scripts / "NetMNIST.rt").exists()

@@ -1,0 +1,129 @@
+"""A full disk, folders without permission, a folder in place of a file: one line, nothing lost."""
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from scripts import run
+
+from MNISTmodel import Net, load_weights, save_weights
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's ways to fail")
+
+
+def heed_permissions():
+    """In a child before it runs: root, too, needs a file's permission (it gives up the two
+    capabilities that override them; see capabilities(7))."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.fixture
+def old_weights(tmp_path):
+    """A folder that holds weights."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_weights(Net(), folder / "net.pth")
+    return folder
+
+
+@pytest.fixture
+def forbid():
+    """Take permissions from paths, and give them back."""
+    changed = []
+
+    def forbid(path, mode):
+        path.chmod(mode)
+        changed.append(path)
+        return path
+    yield forbid
+    for path in changed:
+        path.chmod(0o755)
+
+
+@pytest.fixture(params=["tmpfs", "limit"])
+def full_disk(request, tmp_path):
+    """A folder that takes no more than a megabyte, and what else `run` needs for it to be so.
+
+    Root mounts a small file system; anybody may limit the length of a process's files.
+    """
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "limit":
+        yield folder, {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE,
+                                                                (1 << 20, 1 << 20))}
+        return
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+                             capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small file system")
+    yield folder, {}
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def training(data_dir, *flags):
+    return ["TrainMNIST.py", "--data-dir", data_dir, "--epochs", 1, "--threads", 1, *flags]
+
+
+def test_full_disk(small_mnist, full_disk):
+    folder, settings = full_disk
+    old = b"weights of old"
+    (folder / "net.pth").write_bytes(old)
+    _, err = run(*training(small_mnist, "--output", folder / "net.pth"), status=1, **settings)
+    assert err.startswith(f"error: can't write {folder}/net.pth.resume: ") and err.count("\n") == 1
+    assert os.listdir(folder) == ["net.pth"] and (folder / "net.pth").read_bytes() == old
+
+
+def test_full_disk_for_a_record(small_mnist, tmp_path):
+    (tmp_path / "record.json").write_text("{}")
+    _, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--limit", 10, "--json",
+                 tmp_path / "record.json", status=1,
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
+    assert err == f"error: can't write {tmp_path}/record.json: File too large\n"
+    assert os.listdir(tmp_path) == ["record.json"]
+    assert (tmp_path / "record.json").read_text() == "{}"
+
+
+def test_read_only_folder(small_mnist, old_weights, forbid):
+    before = load_weights(old_weights / "net.pth").state_dict()
+    forbid(old_weights, 0o555)
+    _, err = run(*training(small_mnist, "--output", old_weights / "net.pth"), status=2,
+                 preexec_fn=heed_permissions)
+    assert err == (f"error: --output {old_weights}/net.pth: no permission to write in "
+                   f"{old_weights}\n")
+    out, err = run("InferenceMNIST.py", "--weights", old_weights / "net.pth", "--data-dir",
+                   small_mnist, "--limit", 10, "--json", old_weights / "record.json", status=1,
+                   preexec_fn=heed_permissions)
+    assert "torch  cpu fp32" in out  # the table is there all the same
+    assert err == f"error: can't write {old_weights}/record.json: Permission denied\n"
+    assert os.listdir(old_weights) == ["net.pth"]
+    after = load_weights(old_weights / "net.pth").state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("program", ["InferenceMNIST.py", "InfMNISTcudaRT.py", "MNISTshowFeat.py"])
+def test_weights_path_is_a_folder(small_mnist, tmp_path, program):
+    save = ["--save", tmp_path] if program == "MNISTshowFeat.py" else []
+    if program == "InfMNISTcudaRT.py":
+        pytest.importorskip("tensorrt_rtx")
+        save = ["--build-only"]
+    _, err = run(program, "--weights", tmp_path, "--data-dir", small_mnist, *save, status=2)
+    assert err == f"error: no weights file {tmp_path}; TrainMNIST.py makes one\n"
+
+
+def test_data_without_permission(small_mnist, tmp_path, forbid):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in small_mnist.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    images = forbid(folder / "t10k-images-idx3-ubyte", 0o000)
+    _, err = run("InferenceMNIST.py", "--data-dir", folder, status=1, preexec_fn=heed_permissions)
+    assert err == f"error: can't read {images}: Permission denied\n"
+    forbid(folder, 0o000)
+    for program in (["InferenceMNIST.py"], training(folder)):
+        _, err = run(*program, "--data-dir", folder, status=2, preexec_fn=heed_permissions)
+        assert err == f"error: {folder}, where MNIST should be, is not a folder that can be read\n"

@@ -1,0 +1,128 @@
+"""MNISTshowFeat: its window, driven by the mouse, and the pictures it writes without one."""
+
+import numpy as np
+import pytest
+from scripts import run
+from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
+
+import MNISTshowFeat
+from MNISTdsource import normalise
+
+
+@pytest.fixture
+def window(tmp_path):
+    with opened(MNISTshowFeat, tmp_path) as window:
+        draw(window.canvas, SEVEN)
+        settle(window)
+        yield window
+
+
+def responses(window):
+    """The first layer's maps, float (20, 24, 24), computed the long way."""
+    x = normalise(part(window, "network_input").digit[None])[0, 0].astype(float)
+    net = window.network.net
+    weights, biases = (tensor.detach().double().numpy() for tensor in net.conv1.parameters())
+    maps = np.empty((20, 24, 24))
+    for row in range(24):
+        for column in range(24):
+            patch = x[row:row + 5, column:column + 5]
+            maps[:, row, column] = (weights[:, 0] * patch).sum((1, 2)) + biases
+    return maps
+
+
+def test_maps_are_those_of_the_network(window):
+    first, second = window.panel.layers
+    expected = responses(window)
+    assert np.abs(first.conv.maps - expected).max() < 1e-4
+    assert np.allclose(first.pool.maps, expected.reshape(20, 12, 2, 12, 2).max((2, 4)), atol=1e-4)
+    assert second.conv.maps.shape == (50, 8, 8) and second.pool.maps.shape == (50, 4, 4)
+    assert np.array_equal(second.pool.maps,
+                          second.conv.maps.reshape(50, 4, 2, 4, 2).max((2, 4)))
+    assert part(window, "answer").text() == "7"
+
+
+def test_one_scale_per_kind(window):
+    for layer in window.panel.layers:
+        assert layer.conv.scale == layer.pool.scale == abs(layer.conv.maps).max()
+    assert window.panel.filters.scale == abs(window.network.filters).max()
+
+
+@pytest.mark.parametrize("index", [0, 7, 19])
+def test_hovering_a_filter(window, index):
+    first = window.panel.layers[0]
+    hover(window.panel.filters, index)
+    for grid in first.grids:
+        assert grid.chosen == index
+    assert np.array_equal(first.numbers.values, window.network.filters[index])
+    row, column = np.unravel_index(responses(window)[index].argmax(), (24, 24))
+    assert part(window, "network_input").patch == (row, column, 5)
+    assert f"row {row}, column {column}" in first.facts.text()
+
+
+def test_hovering_a_map_of_the_second_layer(window):
+    window.panel.beside.setCurrentIndex(1)
+    second = window.panel.layers[1]
+    hover(second.conv, 42)
+    assert second.pool.chosen == 42
+    row, column, side = part(window, "network_input").patch
+    assert side == 14 and max(row, column) <= 28 - 14
+    assert np.array_equal(second.numbers.values, second.pool.maps[42])
+
+
+def test_what_is_hovered_is_seen(window):
+    before = window.panel.filters.grab().toImage()
+    hover(window.panel.filters, 11)
+    assert window.panel.filters.grab().toImage() != before
+
+
+def test_nothing_drawn_has_no_maps(window):
+    click(window, "clear")
+    assert all(layer.conv.maps is None for layer in window.panel.layers)
+    assert part(window, "network_input").patch is None
+    assert window.panel.filters.maps is not None
+    draw(window.canvas, ONE)
+    settle(window)
+    assert part(window, "answer").text() == "1"
+
+
+def test_colours_diverge_from_white():
+    colours = MNISTshowFeat.diverging_colours(np.array([-9, -1, 0, 1, 9.0]), 1.0).astype(int)
+    blue, _, white, _, red = colours
+    assert (white == 255).all() and blue[2] > blue[0] and red[0] > red[2]
+    assert np.array_equal(colours[0], colours[1]) and np.array_equal(colours[3], colours[4])
+    assert (MNISTshowFeat.diverging_colours(np.zeros(3), 0.0) == 255).all()
+
+
+def test_tiles_keep_every_map_in_its_place():
+    maps = np.arange(7, dtype=np.float32)[:, None, None] * np.ones((1, 4, 4), np.float32)
+    tiles = MNISTshowFeat.tile(maps, 3)
+    assert set(np.unique(tiles[np.isfinite(tiles)])) == set(range(7))
+    assert tiles[0, 0] == 0 and tiles[0, -1] == 2 and tiles[-1, 0] == 6 and np.isnan(tiles[-1, -1])
+
+
+def test_save_needs_neither_qt_nor_a_screen(tmp_path, without_qt):
+    out, err = run("MNISTshowFeat.py", "--save", tmp_path / "new" / "pictures",
+                   "--data-dir", tmp_path, env=without_qt)
+    assert "MNIST is not here" in err
+    for name in ("filters.png", "maps-conv1.png", "maps-conv2.png"):
+        path = tmp_path / "new" / "pictures" / name
+        assert str(path) in out and path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_save_what_cannot_be(tmp_path):
+    _, err = run("MNISTshowFeat.py", "--save", tmp_path, "--sample", 3, "--data-dir", tmp_path,
+                 status=2)
+    assert "doesn't hold" in err
+    (tmp_path / "file").write_text("")
+    _, err = run("MNISTshowFeat.py", "--save", tmp_path / "file", "--data-dir", tmp_path, status=2)
+    assert "can't make the folder" in err
+
+
+@pytest.fixture
+def without_qt(tmp_path):
+    """An environment in which PyQt5 can't be imported and there is no display."""
+    broken = tmp_path / "broken" / "PyQt5"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('No module named PyQt5')")
+    return {"PYTHONPATH": str(broken.parent), "DISPLAY": "", "WAYLAND_DISPLAY": "",
+            "QT_QPA_PLATFORM": ""}

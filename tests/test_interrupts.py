@@ -1,0 +1,63 @@
+"""Ctrl-C in every program that takes long: it ends at once, with one word, and leaves no mess."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from scripts import read_until, start
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+
+
+def interrupt(process, sign, seconds=0.2):
+    """Send Ctrl-C some time after `sign` stands on the program's stdout (None: after its start);
+    gives its stderr."""
+    if sign:
+        read_until(process, sign)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    taken = time.monotonic() - sent
+    assert process.returncode == 130, err
+    assert err.strip().endswith("interrupted") and "Traceback" not in err
+    # A second, where this machine has a processor to spare for it.
+    assert taken < (1 if os.getloadavg()[0] < os.cpu_count() else 10)
+    return err
+
+
+@pytest.fixture
+def begin(small_mnist):
+    """Start a program on few digits."""
+    def begin(*command, **settings):
+        return start(*command, "--data-dir", small_mnist, env={
+            "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "QT_QPA_PLATFORM": "offscreen"},
+            **settings)
+    return begin
+
+
+def test_training(begin, tmp_path):
+    process = begin("TrainMNIST.py", "--epochs", 1000, "--output", tmp_path / "net.pth")
+    err = interrupt(process, "epoch 2/1000")
+    assert "the same command with --resume goes on" in err
+    assert os.listdir(tmp_path) == ["net.pth.resume"]
+
+
+def test_timing(begin, tmp_path):
+    process = begin("InferenceMNIST.py", "--repeat", 100000, "--json", tmp_path / "record.json")
+    err = interrupt(process, "device: ", seconds=2)
+    assert err == "\ninterrupted\n" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("program", ["GraphMNIST.py", "MNISTshowFeat.py"])
+def test_windows(begin, program):
+    pytest.importorskip("PyQt5")
+    interrupt(begin(program), None, seconds=4)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 2])
+def test_while_libraries_are_imported(begin, seconds, tmp_path):
+    process = begin("TrainMNIST.py", "--epochs", 1000, "--output", tmp_path / "net.pth")
+    interrupt(process, None, seconds)

@@ -1,0 +1,61 @@
+"""Nothing loads more than it needs: little memory, and a window that opens soon."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from scripts import ROOT, start
+
+import MNISTdsource
+
+
+@pytest.mark.mnist
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="no wait4 here, to ask for the peak")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch is larger itself")
+def test_timing_takes_the_test_digits_and_little_memory(mnist_dir, tmp_path):
+    for name in MNISTdsource.SPLITS["test"]:
+        path = MNISTdsource.find_file(mnist_dir, name)
+        os.symlink(os.path.abspath(path), tmp_path / os.path.basename(path))
+    process = start("InferenceMNIST.py", "--device", "cpu", "--threads", 1, "--batch-size", 64,
+                    "--data-dir", tmp_path)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0 and "\ntorch  cpu fp32    64" in out
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"peak memory {peak >> 20} MiB")
+    assert peak < 700 << 20
+
+
+SHOW_AND_LEAVE = """
+import time
+import GraphMNIST
+from PyQt5.QtCore import QTimer
+from PyQt5.QtWidgets import QApplication
+
+make_window = GraphMNIST.make_window
+
+def make_short_lived_window(options):
+    window = make_window(options)
+    QTimer.singleShot(0, leave)  # once what show() asks for is done
+    return window
+
+def leave():
+    print(time.time())
+    QApplication.quit()
+
+GraphMNIST.make_window = make_short_lived_window
+GraphMNIST.main([])
+"""
+
+
+def test_window_is_open_within_five_seconds():
+    pytest.importorskip("PyQt5")
+    started = time.time()
+    out = subprocess.check_output([sys.executable, "-c", SHOW_AND_LEAVE], cwd=ROOT, text=True,
+                                  env={**os.environ, "QT_QPA_PLATFORM": "offscreen"})
+    taken = float(out.split("\n")[0]) - started
+    print(f"the window was open after {taken:.1f} s")
+    assert taken < 5

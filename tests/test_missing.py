@@ -1,0 +1,146 @@
+"""Each library missing in turn, no display, no GPU, no network, no MNIST.
+
+A program does what it still can, or says in one line what to install. (The windows without PyQt5
+and without a display: test_window_programs.py.)
+"""
+
+import os
+import shutil
+
+import pytest
+from scripts import run
+
+from MNISTscript import HERE
+
+# Runs before the program in every Python process that has its folder on PYTHONPATH.
+SITECUSTOMIZE = """
+import os, socket, sys
+
+class Finder:
+    finders = list(sys.meta_path)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in os.environ["MISSING"].split():
+            specs = (finder.find_spec(name, path, target) for finder in self.finders)
+            return next(filter(None, specs), None)
+
+def no_network(*_, **__):
+    raise OSError(101, "Network is unreachable")
+
+sys.meta_path[:] = [Finder()]
+socket.getaddrinfo = socket.socket.connect = no_network
+"""
+OPTIONAL = "PyQt5 matplotlib onnx onnxruntime openvino tensorrt tensorrt_rtx pycuda torchvision"
+DISPLAY = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+
+
+@pytest.fixture
+def without(tmp_path, monkeypatch):
+    """An environment without these libraries, without network, GPU and display."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    for name in (*DISPLAY, "MNIST_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def environment(*names):
+        return {"PYTHONPATH": str(tmp_path / "site"), "MISSING": " ".join(names),
+                "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return environment
+
+
+@pytest.fixture
+def scripts_alone(tmp_path):
+    """The scripts and the shipped weights in a folder of their own, where no MNIST is."""
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    for name in os.listdir(HERE):
+        if name.endswith(".py") or name == "NetMNIST.pth":
+            shutil.copy(os.path.join(HERE, name), folder)
+    return folder
+
+
+# What still works with next to nothing
+
+
+def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tmp_path):
+    weights = tmp_path / "net.pth"
+    out, err = run("TrainMNIST.py", "--data-dir", small_mnist, "--epochs", 1, "--output", weights,
+                   env=without(OPTIONAL))
+    assert "device: cpu (auto" in out and f"saved {weights}" in out and err == ""
+    out, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--weights", weights,
+                   "--limit", 64, env=without(OPTIONAL))
+    assert "\ntorch  cpu fp32" in out and err == ""
+
+
+def test_pictures_of_features_need_no_display_and_no_pyqt5(without, small_mnist, tmp_path):
+    run("MNISTshowFeat.py", "--save", tmp_path / "pictures", "--data-dir", small_mnist,
+        env=without("PyQt5"))
+    assert sorted(os.listdir(tmp_path / "pictures")) == [
+        "filters.png", "maps-conv1.png", "maps-conv2.png"]
+
+
+def test_timing_without_mnist_and_network(without, scripts_alone):
+    out, err = run(scripts_alone / "InferenceMNIST.py", "--limit", 64, env=without("PyQt5"))
+    assert "Network is unreachable" in err and "GENERATED digits" in err
+    assert "\ntorch  cpu fp32" in out
+
+
+def test_help_needs_nothing(without):
+    for name in os.listdir(HERE):
+        if name.endswith("MNIST.py") or name in ("MNISTshowFeat.py", "InfMNISTcudaRT.py"):
+            out, _ = run(name, "--help", env=without("torch", "numpy", OPTIONAL))
+            assert "--debug" in out
+
+
+# What can't work says so
+
+
+@pytest.mark.parametrize("program, missing, words", [
+    (["InferenceMNIST.py"], "torch", "torch, which isn't installed: pip install torch"),
+    (["TrainMNIST.py"], "numpy", "numpy, which isn't installed: pip install numpy"),
+    (["TrainMNIST.py", "--plot", "curves.png"], "matplotlib",
+     "matplotlib, which isn't installed: pip install matplotlib"),
+    (["TrainMNIST.py", "--data", "generated"], "matplotlib", "pip install matplotlib"),
+    (["TrainMNIST.py"], "", "data doesn't hold MNIST, and it couldn't be downloaded"),
+    (["InferenceMNIST.py", "--device", "cuda"], "", "--device cuda: "),
+    (["InfMNISTcudaRT.py"], "tensorrt tensorrt_rtx", "TensorRT can't be imported; pip install"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else value[:20])
+def test_it_says_what_is_missing(without, scripts_alone, program, missing, words):
+    name, *flags = program
+    before = sorted(os.listdir(scripts_alone))
+    _, err = run(scripts_alone / name, *flags, env=without(missing), status=2, cwd=scripts_alone)
+    assert words in err and "unforeseen" not in err
+    left = sorted(set(os.listdir(scripts_alone)) - {"__pycache__", "data"})
+    assert left == before
+
+
+# A weights file that would run code
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("program", ["InferenceMNIST.py", "MNISTshowFeat.py"])
+def test_code_in_weights_is_refused(small_mnist, tmp_path, program):
+    import torch
+
+    torch.save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
+    save = ["--save", tmp_path / "pictures"] if program == "MNISTshowFeat.py" else []
+    _, err = run(program, "--weights", tmp_path / "evil.pth", "--data-dir", small_mnist, *save,
+                 status=1)
+    assert "refused" in err and "--trust-pickle" in err
+    assert not (tmp_path / "proof").exists()
+
+
+def test_code_in_a_resume_file_is_refused(small_mnist, tmp_path):
+    import torch
+
+    torch.save({"net": RunsCode(tmp_path / "proof")}, tmp_path / "net.pth.resume")
+    _, err = run("TrainMNIST.py", "--resume", "--output", tmp_path / "net.pth", "--data-dir",
+                 small_mnist, status=1)
+    assert "refused" in err and not (tmp_path / "proof").exists()

@@ -1,0 +1,397 @@
+"""GraphMNIST's window, driven by real mouse and key events."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+import windows
+from PyQt5.QtCore import QEvent, QPoint, QPointF, QRect, Qt
+from PyQt5.QtGui import QImage, QMouseEvent, QPainter, QTabletEvent
+from PyQt5.QtTest import QTest
+from PyQt5.QtWidgets import QApplication, QFileDialog
+from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place, settle
+
+import GraphMNIST
+import MNISTwidgets
+from MNISTdsource import digit_from_drawing
+
+
+@pytest.fixture
+def window(tmp_path):
+    with opened(GraphMNIST, tmp_path) as window:
+        yield window
+
+
+@pytest.fixture
+def mnist(tmp_path, window):
+    """Twelve test digits, 3 and 7 of them with a label that the network doesn't agree with."""
+    images = np.zeros((12, 28, 28), np.uint8)
+    for index, strokes in enumerate([ONE, SEVEN, ZERO] * 4):
+        window.canvas.clear()
+        window.set_pen_width(50 + index)
+        draw(window.canvas, strokes)
+        images[index] = digit_from_drawing(ink(window.canvas))
+    labels = window.network.read(images)
+    labels[[3, 7]] = (labels[[3, 7]] + 1) % 10
+    return windows.small_mnist(tmp_path / "mnist", images, labels), images, labels
+
+
+@pytest.fixture
+def full(tmp_path, mnist):
+    """A window with those twelve."""
+    with opened(GraphMNIST, tmp_path, mnist=mnist[0]) as window:
+        window.test_images, window.test_labels = mnist[1:]
+        yield window
+
+
+# The answer
+
+
+@pytest.mark.parametrize("strokes, digit", [(SEVEN, 7), (ONE, 1), (ZERO, 0)])
+def test_drawing_is_read(window, strokes, digit):
+    draw(window.canvas, strokes)
+    settle(window)
+    assert part(window, "answer").text() == str(digit)
+    values = part(window, "probabilities").values
+    assert values.argmax() == digit and values.sum() == pytest.approx(1, abs=1e-4)
+    assert re.fullmatch(r"\d+\.\d\d ms on torch, cpu, fp32", part(window, "time").text())
+
+
+def test_network_input_is_what_the_network_receives(window):
+    received = []
+    look = window.network.look
+    window.network.look = lambda digit: received.append(digit) or look(digit)
+    draw(window.canvas, ZERO)
+    settle(window)
+    assert np.array_equal(part(window, "network_input").digit, received[-1])
+    assert np.array_equal(received[-1], digit_from_drawing(ink(window.canvas)))
+
+
+def test_answer_comes_while_drawing(window):
+    points = [place(window.canvas, *xy) for xy in SEVEN[0]]
+    windows.mouse(window.canvas, QEvent.MouseButtonPress, points[0])
+    for point in points[1:]:
+        windows.mouse(window.canvas, QEvent.MouseMove, point)
+    settle(window)
+    assert part(window, "answer").text() == "7"
+
+
+def test_nothing_drawn_has_no_answer(window):
+    assert part(window, "answer").text() == ""
+    assert part(window, "network_input").digit is None
+    assert part(window, "probabilities").values is None
+
+
+def test_newest_drawing_wins(window):
+    """A slow network skips drawings, and never shows an old one after a newer one."""
+    looked, shown = [], []
+    window.network.look = lambda digit: looked.append(digit) or time.sleep(0.05)
+    window.panel.show = lambda digit, label, result: shown.append(digit)
+    draw(window.canvas, ZERO)
+    settle(window)
+    assert len(looked) < 10 < len(ZERO[0])
+    assert [id(digit) for digit in shown] == [id(digit) for digit in looked]
+    assert np.array_equal(shown[-1], digit_from_drawing(ink(window.canvas)))
+
+
+def test_no_event_takes_longer_than_a_frame(window):
+    """Of 2,000 mouse moves none costs this thread 16 ms, the painting it causes included.
+
+    Counted in processor time: on a busy machine others' work must not fail the test. That it
+    doesn't wait for the network is the next test's business.
+    """
+    assert max(burst(window.canvas, 2000, time.thread_time)) <= 0.016
+
+
+def test_drawing_does_not_wait_for_the_network(window):
+    window.network.look = lambda digit: time.sleep(2)
+    assert sum(burst(window.canvas, 100, time.perf_counter)) < 2
+
+
+def burst(canvas, moves, clock):
+    """How long each of many mouse moves takes in seconds, with all the work that it causes."""
+    path = np.random.default_rng(0).normal(0, 0.02, (moves, 2)).cumsum(0) % 1
+    windows.mouse(canvas, QEvent.MouseButtonPress, place(canvas, *path[0]))
+    times = []
+    for x, y in path:
+        start = clock()
+        windows.mouse(canvas, QEvent.MouseMove, place(canvas, x, y))
+        QApplication.processEvents()
+        times.append(clock() - start)
+    windows.mouse(canvas, QEvent.MouseButtonRelease, place(canvas, x, y), down=False)
+    return times
+
+
+# The canvas
+
+
+def test_fast_strokes_have_no_gaps(window):
+    draw(window.canvas, [[(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)]])
+    picture = ink(window.canvas)
+    side = len(picture)
+    along = np.arange(int(0.1 * side), int(0.9 * side))
+    assert picture[along, along].min() == 255
+
+
+def test_strokes_are_round_and_smooth(window):
+    canvas = window.canvas
+    draw(canvas, [[(0.5, 0.5)]])
+    dot = ink(canvas)
+    area = np.pi * (canvas.pen_width / 2) ** 2
+    assert dot.sum() / 255 == pytest.approx(area, rel=0.01)
+    assert len(np.unique(dot)) > 20  # grey edges
+
+
+def test_soft_edges_survive_many_moves(window):
+    """However many events make a line, its edges are those of one line."""
+    canvas = window.canvas
+    draw(canvas, [[(0.2, 0.501), (0.5, 0.501), (0.8, 0.501)]])
+    few = ink(canvas).astype(int)
+    canvas.clear()
+    draw(canvas, [[(x, 0.501) for x in np.linspace(0.2, 0.8, 600)]])
+    assert abs(ink(canvas) - few).max() <= 8
+
+
+def test_clear_and_undo(window):
+    draw(window.canvas, SEVEN)
+    before = ink(window.canvas)
+    click(window, "clear")
+    assert part(window, "answer").text() == "" and not ink(window.canvas).any()
+    click(window, "undo")
+    assert part(window, "answer").text() == "7" and np.array_equal(ink(window.canvas), before)
+    key(window, Qt.Key_Z, Qt.ControlModifier)
+    assert not ink(window.canvas).any()
+    click(window, "undo")  # nothing left to undo
+    assert part(window, "answer").text() == ""
+
+
+def test_undo_takes_back_one_stroke(window):
+    draw(window.canvas, ONE)
+    before = ink(window.canvas)
+    draw(window.canvas, ZERO)
+    click(window, "undo")
+    assert np.array_equal(ink(window.canvas), before)
+
+
+@pytest.mark.parametrize("how", ["button", "key", "right mouse button"])
+def test_eraser(window, how):
+    draw(window.canvas, ZERO)
+    if how == "button":
+        click(window, "eraser")
+    elif how == "key":
+        key(window, Qt.Key_E)
+    window.set_pen_width(140)
+    button = Qt.RightButton if how.startswith("right") else Qt.LeftButton
+    before = ink(window.canvas)
+    draw(window.canvas, ZERO, button)
+    assert before.max() == 255 and ink(window.canvas).max() == 0
+    key(window, Qt.Key_P)
+    draw(window.canvas, ONE)
+    assert ink(window.canvas).max() == 255
+
+
+def test_pen_width(window):
+    thin, thick = [], []
+    for key_pressed, widths in ((Qt.Key_BracketLeft, thin), (Qt.Key_BracketRight, thick)):
+        key(window, key_pressed)
+        window.canvas.clear()
+        draw(window.canvas, ONE)
+        widths.append((ink(window.canvas)[400] > 127).sum())
+    assert thin[0] + 8 == thick[0] == window.canvas.pen_width == window.width_slider.value()
+
+
+def test_tablet_pen(window):
+    canvas = window.canvas
+
+    def pen(kind, x, y, tip=QTabletEvent.Pen):
+        point = place(canvas, x, y)
+        QApplication.sendEvent(canvas, QTabletEvent(
+            kind, point, QPointF(canvas.mapToGlobal(point.toPoint())), QTabletEvent.Stylus, tip,
+            0.5, 0, 0, 0, 0, 0, Qt.NoModifier, 1, Qt.LeftButton, Qt.LeftButton))
+
+    pen(QEvent.TabletMove, 0.1, 0.1)  # hovering draws nothing
+    assert not ink(canvas).any()
+    for tip in (QTabletEvent.Pen, QTabletEvent.Eraser):
+        pen(QEvent.TabletPress, 0.2, 0.5, tip)
+        pen(QEvent.TabletMove, 0.5, 0.5, tip)
+        pen(QEvent.TabletRelease, 0.8, 0.5, tip)
+        middle = ink(canvas)[420, 168:672]
+        assert (middle == (255 if tip == QTabletEvent.Pen else 0)).all()
+
+
+def test_touch(window):
+    """Qt turns a finger into mouse events like these (PyQt5 can't make touch events)."""
+    assert QApplication.testAttribute(Qt.AA_SynthesizeMouseForUnhandledTouchEvents)
+    assert not window.canvas.testAttribute(Qt.WA_AcceptTouchEvents)
+    for kind, x in ((QEvent.MouseButtonPress, 0.2), (QEvent.MouseMove, 0.5),
+                    (QEvent.MouseButtonRelease, 0.8)):
+        point = place(window.canvas, x, 0.5)
+        down = Qt.NoButton if kind == QEvent.MouseButtonRelease else Qt.LeftButton
+        QApplication.sendEvent(window.canvas, QMouseEvent(
+            kind, point, point, point, Qt.LeftButton, down, Qt.NoModifier,
+            Qt.MouseEventSynthesizedByQt))
+    assert (ink(window.canvas)[420, 168:672] == 255).all()
+
+
+def test_drawing_survives_resizing(window):
+    draw(window.canvas, SEVEN)
+    before = ink(window.canvas)
+    window.resize(700, 620)
+    QTest.qWait(20)
+    draw(window.canvas, SEVEN)  # the same again at another size falls on the same places
+    assert (ink(window.canvas) > 127).sum() == pytest.approx((before > 127).sum(), rel=0.02)
+
+
+# The test set
+
+
+def test_paging(full):
+    answer, true_label, go_to = (part(full, name) for name in ("answer", "true_label", "go_to"))
+    assert true_label.text() == ""
+    click(full, "next_sample")
+    assert go_to.value() == 0 and true_label.text() == f"true label {full.test_labels[0]}"
+    assert np.array_equal(part(full, "network_input").digit, full.test_images[0])
+    click(full, "previous_sample")
+    assert go_to.value() == 11
+    key(full, Qt.Key_Right)
+    key(full, Qt.Key_Right)
+    assert go_to.value() == 1 and answer.text() == str(full.test_labels[1])
+    key(full, Qt.Key_R)
+    assert 0 <= go_to.value() < 12
+    assert np.array_equal(part(full, "network_input").digit, full.test_images[go_to.value()])
+
+
+def test_go_to(full):
+    key(full, Qt.Key_G)
+    go_to = part(full, "go_to")
+    QTest.keyClicks(go_to, "5")
+    QTest.keyClick(go_to, Qt.Key_Return)
+    settle(full)
+    assert np.array_equal(part(full, "network_input").digit, full.test_images[5])
+
+
+def test_next_mistake(full):
+    for mistake in (3, 7, 3):
+        click(full, "next_mistake")
+        assert part(full, "go_to").value() == mistake
+        assert part(full, "true_label").text() == f"true label {full.test_labels[mistake]}"
+        assert part(full, "answer").text() != str(full.test_labels[mistake])
+    assert part(full, "status").text() == "Of the 12 test digits, 2 are misread"
+
+
+def test_next_mistake_waits_until_one_is_known(full):
+    full.answers = full.answers[:0]
+    full.network.batch_size = 1
+    full.read_test_set()
+    full.next_mistake()
+    windows.wait_until(lambda: len(full.answers) == 12)
+    assert part(full, "go_to").value() == 3
+
+
+def test_test_digit_can_be_altered(full):
+    click(full, "next_sample")
+    original = part(full, "network_input").digit
+    draw(full.canvas, [[(0.2, 0.5), (0.5, 0.5), (0.8, 0.5)]])
+    settle(full)
+    altered = part(full, "network_input").digit
+    assert np.array_equal(altered, digit_from_drawing(ink(full.canvas)))
+    assert not np.array_equal(altered, original)
+    assert part(full, "true_label").text() == f"true label {full.test_labels[0]}"
+    click(full, "undo")
+    assert np.array_equal(part(full, "network_input").digit, original)
+
+
+def test_undo_brings_back_the_sample_before(full):
+    full.go_to.setValue(4)
+    full.go_to.setValue(9)
+    click(full, "undo")
+    assert full.go_to.value() == 4
+    assert part(full, "true_label").text() == f"true label {full.test_labels[4]}"
+
+
+def test_without_mnist(window):
+    assert not part(window, "next_sample").isEnabled() and not part(window, "go_to").isEnabled()
+    labels = [label.text() for label in window.statusBar().findChildren(type(window.status))]
+    assert "No MNIST here: drawing only" in labels
+
+
+# Files, keys, settings
+
+
+def test_save_and_open(window, tmp_path, monkeypatch):
+    path = str(tmp_path / "drawing.png")
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (path[:-4], ""))
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (path, ""))
+    draw(window.canvas, SEVEN)
+    before = ink(window.canvas)
+    click(window, "save")
+    assert part(window, "status").text() == f"Saved {path}"
+    click(window, "clear")
+    click(window, "open")
+    assert np.array_equal(ink(window.canvas), before) and part(window, "answer").text() == "7"
+    click(window, "undo")
+    assert not ink(window.canvas).any()
+
+
+def test_open_dark_on_light_of_another_shape(window, tmp_path, monkeypatch):
+    draw(window.canvas, SEVEN)
+    page = QImage(300, 200, QImage.Format_ARGB32)
+    page.fill(Qt.transparent)
+    seven = MNISTwidgets.to_image(255 - ink(window.canvas)).scaled(200, 200)
+    painter = QPainter(page)
+    painter.drawImage(50, 0, seven)
+    painter.end()
+    page.save(str(tmp_path / "page.png"))
+    monkeypatch.setattr(QFileDialog, "getOpenFileName",
+                        lambda *_: (str(tmp_path / "page.png"), ""))
+    click(window, "clear")
+    click(window, "open")
+    assert part(window, "answer").text() == "7"
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_open_something_else(window, tmp_path, monkeypatch, content):
+    path = tmp_path / "other.png"
+    path.write_bytes(content)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(path), ""))
+    draw(window.canvas, SEVEN)
+    click(window, "open")
+    assert part(window, "status").text().startswith(f"can't read {path}")
+    assert part(window, "answer").text() == "7"
+
+
+def test_save_where_it_cannot_be(window, tmp_path, monkeypatch):
+    path = tmp_path / "missing" / "drawing.png"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
+    click(window, "save")
+    assert part(window, "status").text().startswith(f"can't write {path}")
+
+
+def test_every_action_has_a_key_in_its_tooltip_and_in_help(window):
+    keys = [action.shortcut().toString() for action in window.actions()]
+    assert len(keys) == 15 and all(keys) and len(set(keys)) == 15
+    for action, key_name in zip(window.actions(), keys):
+        assert action.toolTip().endswith(f" ({key_name})")
+        assert f"<b>{key_name}</b>" in window.help_text()
+
+
+def test_size_and_pen_width_are_remembered(tmp_path):
+    with opened(GraphMNIST, tmp_path) as window:
+        window.resize(801, 655)
+        window.width_slider.setValue(33)
+    with opened(GraphMNIST, tmp_path) as window:
+        assert (window.width(), window.height()) == (801, 655)
+        assert window.canvas.pen_width == window.width_slider.value() == 33
+
+
+def test_fits_a_small_screen(window):
+    window.resize(100, 100)
+    assert window.width() <= 800 and window.height() <= 600
+    QTest.qWait(20)
+    draw(window.canvas, SEVEN)
+    settle(window)
+    assert part(window, "answer").text() == "7"
+    for name in ("help", "next_mistake"):
+        button = part(window, name)
+        assert window.rect().contains(QRect(button.mapTo(window, QPoint()), button.size()))

@@ -284,6 +284,7 @@ def save_plot(path, records):
     """Draw latency and throughput of every engine, from top to bottom as in the table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
     measured, published = plot_lines(records)
     lines = measured + published
     machines = [record["machine"]["utc"][:10] + ", "
@@ -320,7 +321,7 @@ def save_plot(path, records):
         panel.set_xscale("log")
         low, high = panel.get_xlim()  # with room for the numbers
         panel.set_xlim(low, high * (high / low) ** (0.12 if len(records) == 1 else 0.25))
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         panel.grid(axis="x", color="0.85", linewidth=0.6)
         panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)
         panel.tick_params(labelsize=9, length=2)

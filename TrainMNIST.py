@@ -13,6 +13,7 @@ bit for bit, also through --resume.
 
 import contextlib
 import inspect
+import json
 import math
 import os
 import sys
@@ -410,10 +411,14 @@ def recipe(arguments):
 
 
 def save_state(path, arguments, net, optimiser, history):
-    """Write all that --resume needs, whole or not at all."""
+    """Write all that --resume needs, whole or not at all.
+
+    The optimiser's settings follow from the recipe, and numbers that aren't tensors go as text:
+    torch 1.13 refuses a float in a file that it may run no code of.
+    """
     from MNISTmodel import write_pickle
-    write_pickle({"recipe": recipe(arguments), "history": history, "net": net.state_dict(),
-                  "optimiser": optimiser.state_dict()}, path)
+    write_pickle({"recipe": json.dumps(recipe(arguments)), "history": json.dumps(history),
+                  "net": net.state_dict(), "optimiser": optimiser.state_dict()["state"]}, path)
 
 
 def resume(path, arguments, net, optimiser):
@@ -424,14 +429,14 @@ def resume(path, arguments, net, optimiser):
     state = read_pickle(path, trust_pickle=False)
     mine = recipe(arguments)
     try:
-        saved, history = state["recipe"], state["history"]
+        saved, history = json.loads(state["recipe"]), json.loads(state["history"])
         changed = [name for name in RECIPE if saved[name] != mine[name]]
         if changed:
             name = changed[0]
             raise UnavailableError(f"--resume: the unfinished run had {name.replace('_', '-')} "
                                    f"{saved[name]}, not {mine[name]}; give the same flags")
         net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimiser.load_state_dict(dict(optimiser.state_dict(), state=state["optimiser"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise MNISTError(f"--resume: {path} is not a state of this script "
                          f"({str(error).splitlines()[0]})") from error

@@ -51,3 +51,15 @@ def pen_digits():
         starts = ends - arrays["strokes_per_digit"]
         return [(strokes[start:end], int(label))
                 for start, end, label in zip(starts, ends, arrays["labels"])]
+
+
+@pytest.fixture
+def half_precision(request):
+    """Skip a test of fp16 where torch can't export it: the older ones compute it on CUDA only."""
+    import torch
+    if request.node.callspec.params.get("precision", "fp16") == "fp16":
+        try:
+            torch.nn.Conv2d(1, 1, 1).half()(torch.zeros(1, 1, 1, 1).half())
+        except RuntimeError:
+            if not torch.cuda.is_available():
+                pytest.skip("this torch computes float16 on a CUDA GPU only")

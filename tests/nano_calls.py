@@ -28,6 +28,7 @@ RUNTIME_CONFIG = ("TensorRT-RTX", 'getattr(trt, "DynamicShapesKernelSpecializati
 ROUNDING = ("PyQt5 5.14", 'hasattr(QApplication, "setHighDpiScaleFactorRoundingPolicy")')
 NEWER = {
     "torch.load(weights_only)": ("torch 1.13", '"weights_only" in inspect.signature(torch.load)'),
+    "torch.compile": ("torch 2.0", 'hasattr(torch, "compile")'),
     "torch.onnx.export(dynamo)": (
         "torch 2.5", '"dynamo" in inspect.signature(torch.onnx.export).parameters'),
     "torch.optim.SGD(fused)": ("torch 2.0", '"fused" in inspect.signature(kind).parameters'),
@@ -51,8 +52,8 @@ NEWER = {
 }
 
 # What can't be looked up: in TensorRT 8.2 and pycuda 2021.1 (not for this Python on a desktop;
-# names from their references), in onnx and onnxruntime (a Nano has neither), and attributes that
-# only instances have.
+# names from their references), in what a Nano doesn't have (onnx, ONNX Runtime, OpenVINO,
+# torchvision), and attributes that only instances have.
 ELSEWHERE = set("""
 tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
 tensorrt.BuilderFlag.FP16 tensorrt.BuilderFlag.TF32 tensorrt.DataType.FLOAT tensorrt.ILogger
@@ -64,7 +65,12 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .get_input .get_profile_shape .num_bindings .num_errors .set_binding_shape .set_flag
 .mem_alloc .memcpy_dtoh_async .memcpy_htod_async .pagelocked_zeros
 .InferenceSession .ValidationError .check_model .checker .load_model_from_string
-.param_groups .returncode
+.SessionOptions .get_available_providers .get_providers .preload_dlls .OrtValue
+.ortvalue_from_numpy .io_binding .bind_ortvalue_input .bind_ortvalue_output .run_with_iobinding
+.synchronize_outputs .update_inplace
+.Core .read_model .compile_model .create_infer_request .get_input_tensor .get_output_tensor .infer
+.Compose .MNIST .ToTensor
+.param_groups .returncode .xaxis
 """.split())
 
 
@@ -157,11 +163,15 @@ def shared_flags():
 
 
 def all_uses():
-    """All uses but attributes that may be the project's own or Python's: {name: "file:line"}."""
-    others = own_names() | standard_attributes()
+    """The uses that have to be looked up: {name: "file:line"}.
+
+    Not those in NEWER and ELSEWHERE, nor attributes that may be the project's own or Python's.
+    """
+    listed = ELSEWHERE | set(NEWER)
+    listed |= {"." + name for name in own_names() | standard_attributes()}
     return {name: f"{os.path.basename(path)}:{line}"
             for path in programs() for name, line in uses(path).items()
-            if not (name.startswith(".") and name[1:] in others)}
+            if name not in listed and name.partition("(")[0] not in NEWER}
 
 
 def standard_attributes():
@@ -224,8 +234,7 @@ def main():
                  "PyQt5.QtWidgets"):
         importlib.import_module(name)
     attributes = attributes_of(list(sys.modules.values()))
-    used = {name: place for name, place in all_uses().items()
-            if name not in NEWER and name not in ELSEWHERE}
+    used = all_uses()
     missing = [name for name in sorted(used) if not exists(name, attributes)]
     for name in missing:
         print(f"{used[name]}: {name} is not in these versions")

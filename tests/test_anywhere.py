@@ -55,6 +55,13 @@ def test_training_and_timing(elsewhere):
     assert json.loads((elsewhere.cwd / "é.json").read_text())["result"]["accuracy"] > 0
 
 
+def test_comparison(elsewhere):
+    elsewhere("CompareMNIST.py", "--engine", "torch", "--device", "cpu", "--limit", 64,
+              "--plot", "é plot.svg", "--json", "é compare.json")
+    assert json.loads((elsewhere.cwd / "é compare.json").read_text())["rows"]
+    assert (elsewhere.cwd / "é plot.svg").stat().st_size > 10000
+
+
 def test_features(elsewhere):
     elsewhere("MNISTshowFeat.py", "--save", "pictures é")
     assert len(os.listdir(elsewhere.cwd / "pictures é")) == 3

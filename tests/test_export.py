@@ -40,6 +40,7 @@ def expected(net, images):
         return net(torch.from_numpy(normalise(images))).numpy()
 
 
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
     checked = export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision)
@@ -60,6 +61,7 @@ def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
     assert casts == (0 if precision == "fp32" else 2)
 
 
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
@@ -71,6 +73,7 @@ def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
 
 
 @pytest.mark.mnist
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
     from MNISTdsource import load_split

@@ -72,6 +72,17 @@ def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tm
     assert "\ntorch  cpu fp32" in out and err == ""
 
 
+def test_comparison_says_what_each_engine_lacks(without, small_mnist):
+    out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 64, "--batch-size", 1,
+                   env=without(OPTIONAL))
+    rows = {line.split()[0]: line for line in out.splitlines() if " skipped: " in line}
+    for engine, words in (("onnxruntime", "pip install"), ("openvino", "pip install"),
+                          ("tensorrt", "TensorRT can't be imported"),
+                          ("usual-loop", "pip install torchvision"), ("torch-graph", "GPU")):
+        assert words in rows[engine] or engine not in out
+    assert "\ntorch " in out and err == ""
+
+
 def test_pictures_of_features_need_no_display_and_no_pyqt5(without, small_mnist, tmp_path):
     run("MNISTshowFeat.py", "--save", tmp_path / "pictures", "--data-dir", small_mnist,
         env=without("PyQt5"))

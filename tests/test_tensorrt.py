@@ -242,8 +242,10 @@ def test_every_generation_answers_right(machine, net, digits, stem, version, nam
 
 
 @pytest.mark.parametrize("version, name", FLAVOURS)
-def test_every_generation_in_half_precision(machine, net, digits, stem, version, name):
+def test_every_generation_in_half_precision(machine, net, digits, stem, version, name, request):
     trt = machine.install(version, name)
+    if not hasattr(trt.BuilderFlag, "FP16"):
+        request.getfixturevalue("half_precision")
     engine = open_tensorrt(net, "fp16", 64, stem=stem)
     check_answers(engine, net, digits, FP16_TOLERANCE)
     rounded = np.abs(engine(digits[:64]) - reference_answers(net, digits[:64])).max()
@@ -421,8 +423,9 @@ def program(machine, net, digits, stem, monkeypatch):
 
 @pytest.mark.parametrize("version, name", [("8.2.1.9", "tensorrt"), ("10.3.0.26", "tensorrt"),
                                            ("11.4.1.17", "tensorrt_rtx")])
-def test_program(program, machine, tmp_path, capsys, version, name):
-    machine.install(version, name)
+def test_program(program, machine, tmp_path, capsys, version, name, request):
+    if not hasattr(machine.install(version, name).BuilderFlag, "FP16"):
+        request.getfixturevalue("half_precision")
     record_path = tmp_path / "record.json"
     assert program("--precision", "fp32", "fp16", "--json", record_path) == 0
     rows = json.loads(record_path.read_text())["rows"]

@@ -5,6 +5,7 @@ and without a display: test_window_programs.py.)
 """
 
 import os
+import re
 import shutil
 
 import pytest
@@ -73,14 +74,12 @@ def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tm
 
 
 def test_comparison_says_what_each_engine_lacks(without, small_mnist):
-    out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 64, "--batch-size", 1,
-                   env=without(OPTIONAL))
-    rows = {line.split()[0]: line for line in out.splitlines() if " skipped: " in line}
-    for engine, words in (("onnxruntime", "pip install"), ("openvino", "pip install"),
-                          ("tensorrt", "TensorRT can't be imported"),
-                          ("usual-loop", "pip install torchvision"), ("torch-graph", "GPU")):
-        assert words in rows[engine] or engine not in out
-    assert "\ntorch " in out and err == ""
+    out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 64, "--batch-size", 1,
+                 env=without(OPTIONAL))
+    for reason in ("onnxruntime .*pip install onnx", "openvino .*pip install", "torch .*nvidia-smi",
+                   "tensorrt .*TensorRT can't be imported", "usual-loop .*pip install torchvision"):
+        assert re.search(f"^{reason}", out, re.MULTILINE), reason
+    assert "\ntorch       cpu fp32" in out
 
 
 def test_pictures_of_features_need_no_display_and_no_pyqt5(without, small_mnist, tmp_path):

@@ -30,7 +30,8 @@ def machine_record():
         "jetson": jetson(),
     }
     for name in LIBRARIES:
-        record[name] = getattr(sys.modules.get(name), "__version__", None)
+        version = getattr(sys.modules.get(name), "__version__", None)
+        record[name] = version and version.split("-")[0]  # OpenVINO's goes on with its build
     record.update(torch_facts())
     return record
 
@@ -44,7 +45,8 @@ def describe_machine(record):
         gpu = ", ".join(text.format(record["jetson"][name]) for name, text in words.items()
                         if record["jetson"][name] is not None)
     versions = [f"{name} {record[name]}" for name in LIBRARIES if record[name]]
-    return (f"{record['cpu']}, {record['cpus']} CPUs, {record['threads']} threads, {gpu}, "
+    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    return (f"{record['cpu']}, {record['cpus']} CPUs, {threads}, {gpu}, "
             f"{record['os']}\nPython {record['python']}, {', '.join(versions)}")
 
 

@@ -1,4 +1,4 @@
-# make run           set up .venv and time the shipped network on this machine
+# make run           set up .venv and time the shipped network on every engine of this machine
 # make test          set up .venv, lint, run the tests
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 
 run: $(VENV)/installed
-	$(VENV)/bin/python InferenceMNIST.py
+	$(VENV)/bin/python CompareMNIST.py
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
@@ -24,7 +24,7 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/installed-test: requirements-test.txt $(VENV)/installed
+$(VENV)/installed-test: requirements-test.txt requirements-optional.txt $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 

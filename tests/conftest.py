@@ -63,3 +63,21 @@ def half_precision(request):
         except RuntimeError:
             if not torch.cuda.is_available():
                 pytest.skip("this torch computes float16 on a CUDA GPU only")
+
+
+@pytest.fixture
+def net():
+    """A network of fixed random weights whose answers differ much from image to image."""
+    import torch
+
+    from MNISTmodel import Net
+    torch.manual_seed(0)
+    net = Net().eval()
+    net.fc2.weight.data.mul_(20)
+    return net
+
+
+@pytest.fixture
+def digits():
+    """Random grey levels in the shape of 144 digits, uint8."""
+    return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)

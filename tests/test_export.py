@@ -12,22 +12,8 @@ import pytest
 import torch
 
 from MNISTdsource import MEAN, STD, normalise
-from MNISTmodel import ONNX_TOLERANCE, Net, check_onnx, export_onnx, onnx_bytes
+from MNISTmodel import ONNX_TOLERANCE, check_onnx, export_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError
-
-
-@pytest.fixture
-def net():
-    """A network of fixed random weights whose answers differ much from image to image."""
-    torch.manual_seed(0)
-    net = Net().eval()
-    net.fc2.weight.data.mul_(20)
-    return net
-
-
-@pytest.fixture
-def digits():
-    return np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
 
 
 def answers(path, images):

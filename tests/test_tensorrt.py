@@ -30,20 +30,6 @@ from MNISTtensorrt import (
 FP16_TOLERANCE = 0.1
 
 
-@pytest.fixture
-def net():
-    """A network of fixed random weights whose answers differ much from image to image."""
-    torch.manual_seed(0)
-    net = Net().eval()
-    net.fc2.weight.data.mul_(20)
-    return net
-
-
-@pytest.fixture
-def digits():
-    return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small networks in many calls: threads would only wait for each other on a busy machine."""

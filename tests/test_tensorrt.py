@@ -53,6 +53,7 @@ def rtx(monkeypatch):
     return trt
 
 
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
 @pytest.mark.parametrize("batches", [(1, 1), (64, 64), (1, 64)], ids=["b1", "b64", "b1to64"])
 def test_real_engine(rtx, net, stem, capsys, precision, batches):
@@ -68,6 +69,7 @@ def test_real_engine(rtx, net, stem, capsys, precision, batches):
     assert "may take minutes" in said and "built in" in said and "ONNX Runtime" in said
 
 
+@pytest.mark.usefixtures("half_precision")
 def test_fp16_halves_a_real_engine(rtx, net, stem):
     single = EngineFile(net, "fp32", (1, 1), stem).build()
     half = EngineFile(net, "fp16", (1, 1), stem).build()
@@ -123,6 +125,7 @@ def test_every_field_of_the_record_is_believed_only_as_wanted(rtx, net, stem, ca
         assert engine_file.read() is not None
 
 
+@pytest.mark.usefixtures("half_precision")
 def test_other_weights_batch_or_precision_are_another_engine(rtx, net, stem, capsys):
     EngineFile(net, "fp32", (1, 1), stem).build()
     net.conv2.bias.data[0] += 1e-3

@@ -65,7 +65,8 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .get_input .get_profile_shape .num_bindings .num_errors .set_binding_shape .set_flag
 .mem_alloc .memcpy_dtoh_async .memcpy_htod_async .pagelocked_zeros
 .InferenceSession .ValidationError .check_model .checker .load_model_from_string
-.SessionOptions .GraphOptimizationLevel .ORT_ENABLE_EXTENDED .get_available_providers .get_providers .preload_dlls .OrtValue
+.SessionOptions .GraphOptimizationLevel .ORT_ENABLE_EXTENDED .get_available_providers
+.get_providers .preload_dlls .OrtValue
 .ortvalue_from_numpy .io_binding .bind_ortvalue_input .bind_ortvalue_output .run_with_iobinding
 .synchronize_outputs .update_inplace
 .Core .read_model .compile_model .create_infer_request .get_input_tensor .get_output_tensor .infer

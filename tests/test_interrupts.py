@@ -24,7 +24,7 @@ def interrupt(process, sign, seconds=0.2):
     assert process.returncode == 130, err
     assert err.strip().endswith("interrupted") and "Traceback" not in err
     # A second, where this machine has a processor to spare for it.
-    assert taken < (1 if os.getloadavg()[0] < os.cpu_count() else 10)
+    assert taken < (1 if os.getloadavg()[0] < os.cpu_count() else 30)
     return err
 
 
@@ -58,7 +58,12 @@ def test_windows(begin, program):
     interrupt(begin(program), None, seconds=4)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 1, 2])
-def test_while_libraries_are_imported(begin, seconds, tmp_path):
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="can't see what is imported")
+@pytest.mark.parametrize("seconds", [0, 0.5, 1])
+def test_while_torch_is_imported(begin, seconds, tmp_path):
     process = begin("TrainMNIST.py", "--epochs", 1000, "--output", tmp_path / "net.pth")
+    with open(f"/proc/{process.pid}/maps") as maps:
+        while "libtorch" not in maps.read():
+            time.sleep(0.02)
+            maps.seek(0)
     interrupt(process, None, seconds)

@@ -67,8 +67,8 @@ class Engines:
     float32 (B, 10), B from 1 to `max_batch`. The answers may lie in a buffer that the next call
     overwrites."""
 
-    def __init__(self, name, net, device, precision, max_batch):
-        self.engines = [open_engine(name, net, device, precision, size)
+    def __init__(self, name, network, device, precision, max_batch):
+        self.engines = [open_engine(name, network.net, device, precision, size, network.stem)
                         for size in batch_sizes(device, max_batch)]
         self.max_batch = max_batch
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
@@ -166,6 +166,10 @@ class Job:
         self.arrived = time.perf_counter()
         self.deadline = self.arrived + timeout if timeout else None
         self.queued = self.computing = 0.0  # seconds
+
+    def cancel(self):
+        """Nobody waits for the answers any more."""
+        self.cancelled = True
 
 
 class Batcher:

@@ -15,39 +15,52 @@ import collections
 import time
 
 import numpy as np
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from MNISTengine import ENGINES, open_engine, reference_answers, why_not
 from MNISTprotocol import RequestError
 from MNISTscript import MNISTError, UnavailableError
+from MNISTtiming import TOLERANCE
 
 TRIAL = 0.2  # seconds that `choose_engine` gives each
 TIMED_CALLS = 5  # of each batch size, when engines are opened
-TOLERANCE = {"fp32": 1e-3}  # how far an engine may lie from the reference to be chosen
 
-MILLISECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
+SECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
+disable_created_metrics()  # a time beside each number is nothing that anyone asked for
 
 
 class Metrics:
     """What the server counts, for Prometheus. One for the whole process."""
 
     def __init__(self):
-        self.requests = Counter("mnist_requests", "Requests answered, by what they asked for and "
-                                "HTTP status", ["kind", "status"])
-        self.digits = Counter("mnist_digits", "Digits read by an engine", ["model"])
-        self.batches = Histogram("mnist_batch_digits", "Digits of each batch", ["model"],
-                                 buckets=[2 ** i for i in range(11)])
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def histogram(name, text, buckets=SECONDS):
+            return Histogram("mnist_" + name, text, ["model"], buckets=buckets, registry=registry)
+
+        def counter(name, text, labels=("model",)):
+            return Counter("mnist_" + name, text, labels, registry=registry)
+
+        self.requests = counter("requests", "HTTP requests answered, by what they asked for and "
+                                "status", ["kind", "status"])
+        self.answered = histogram("infer_seconds", "From a whole inference request to its answer")
+        self.failed = counter("failed", "Inference requests that no engine answered")
+        self.queue = histogram("queue_seconds", "From a whole inference request to its first batch")
+        self.engine = histogram("engine_seconds", "Time of each batch in the engine")
+        self.batches = histogram("batch_digits", "Digits of each batch", [2 ** i for i in range(9)])
+        self.digits = counter("digits", "Digits read")
         self.waiting = Gauge("mnist_waiting_digits", "Digits that wait for an engine", ["model"],
-                             multiprocess_mode="livesum")
-        self.queue = Histogram("mnist_queue_seconds", "From a request's end to its first digit's "
-                               "batch", ["model"], buckets=MILLISECONDS)
-        self.engine = Histogram("mnist_engine_seconds", "Time of each batch in the engine",
-                                ["model"], buckets=MILLISECONDS)
-        self.answered = Histogram("mnist_infer_seconds", "From a request's end to its answer",
-                                  ["model"], buckets=MILLISECONDS)
-        self.failed = Counter("mnist_failed", "Inference requests that got no answer", ["model"])
-        self.computing = Counter("mnist_request_engine_seconds", "Time in the engine, of each "
-                                 "request that was in the batch", ["model"])
+                             multiprocess_mode="livesum", registry=registry)
+        self.computing = counter("request_engine_seconds", "Time of each batch in the engine, "
+                                 "times the requests in it")
 
 
 # --- Engines --------------------------------------------------------------------------------------
@@ -73,10 +86,13 @@ class Engines:
         self.max_batch = max_batch
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
         seconds = [fastest_call(engine) for engine in self.engines]
-        # What is best for n waiting digits: it may leave some of them to the next batch.
-        self.best = [None] + [
-            max(zip(self.engines, seconds), key=lambda pair: min(n, pair[0].batch_size) / pair[1])[0]
-            for n in range(1, max_batch + 1)]
+
+        def best(waiting):  # it may leave some of them to the next batch
+            rates = [min(waiting, engine.batch_size) / time
+                     for engine, time in zip(self.engines, seconds)]
+            return self.engines[rates.index(max(rates))]
+
+        self.best = [None] + [best(waiting) for waiting in range(1, max_batch + 1)]
 
     def take(self, waiting):
         """How many of the waiting digits the next call should have."""
@@ -186,7 +202,7 @@ class Batcher:
         self.waiting = 0  # digits
         self.scheduled = None
         self.staging = np.zeros((engines.max_batch, 28, 28), np.uint8)
-        self.healthy = False  # true once the engine has answered, until it fails
+        self.healthy = True  # opening the engines had them answer; false while they fail
         labelled = {name: getattr(metrics, name).labels(model) for name in (
             "digits", "batches", "waiting", "queue", "engine", "answered", "failed", "computing")}
         self.metrics = collections.namedtuple("Labelled", labelled)(**labelled)

@@ -372,7 +372,7 @@ class HttpServer:
             if version != "1.0":
                 raise RequestError("no Host header")
         elif not self.is_ours(host):
-            raise RequestError("the Host header doesn't name this server; --allow-host lets it", 403)
+            raise RequestError("the Host header doesn't name this server (--allow-host)", 403)
         origin = headers.get(b"origin")
         if origin is not None and (not host or origin not in (b"http://" + host,
                                                               b"https://" + host)):

@@ -1,7 +1,7 @@
 """The Open Inference Protocol's messages, without any transport: bytes in, arrays out, bytes back.
 
-Version 2 of the protocol, as Triton, KServe and MLServer speak it: JSON, and Triton's binary tensors
-behind a JSON header. One input, `image`: UINT8 [-1, 28, 28], raw grey levels, or FP32
+Version 2 of the protocol, as Triton, KServe and MLServer speak it: JSON, and Triton's binary
+tensors behind a JSON header. One input, `image`: UINT8 [-1, 28, 28], raw grey levels, or FP32
 [-1, 1, 28, 28] from 0 to 255, as the exported ONNX file takes it (rounded to whole grey levels,
 since engines take bytes). One output, `log_probs`: FP32 [-1, 10].
 
@@ -50,8 +50,11 @@ timeout      seconds that the request may wait for an engine, or None
 """
 
 Output = collections.namedtuple("Output", "binary classes")
-Output.__doc__ = """How `log_probs` is wanted: as a binary tensor or not; `classes` of them, or 0 for
-the log-probabilities."""
+Output.__doc__ = """How `log_probs` is wanted.
+
+binary   whether as a binary tensor
+classes  how many of the likeliest digits, as text; 0 for the log-probabilities
+"""
 
 
 # --- Requests -------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ def read_request(body, header_length=None):
 
 
 def raw_header(size):
-    """The header that a request without one stands for: `size` bytes of digits, and nothing else."""
+    """The header that a request without one stands for: `size` bytes of digits, nothing else."""
     rows, rest = divmod(size, DIGIT_BYTES["UINT8"])
     if rest or not rows:
         raise RequestError(f"without a JSON header the body is digits of 784 bytes; it has {size}")

@@ -5,25 +5,20 @@ requests here, `MNISTprotocol` reads them, `MNISTbatching` has them answered.
 """
 
 import asyncio
-import base64
 import collections
-import hashlib
 import os
-import re
 import signal
 import socket
-import sys
 import time
 
-import numpy as np
 import prometheus_client
 import prometheus_client.multiprocess
 
 from MNISTbatching import Batcher, Engines, Job, Metrics
-from MNISTdsource import digit_from_drawing, load_split, normalise
-from MNISThttp import BINARY, HTML, JSON, HttpServer
+from MNISTengine import set_threads
+from MNISThttp import BINARY, HttpServer
+from MNISTpage import FirstLayer, PageRoutes
 from MNISTprotocol import (
-    EXTENSIONS,
     MODEL_VERSION,
     RequestError,
     model_config,
@@ -32,11 +27,9 @@ from MNISTprotocol import (
     server_metadata,
     write_response,
 )
-from MNISTscript import HERE, MNISTError, UnavailableError, warn
+from MNISTscript import UnavailableError, warn
 
-PAGE = os.path.join(HERE, "web", "index.html")
 STOP_SECONDS = 8  # for what is in flight when the server is told to stop
-LARGEST_DRAWING = 2048  # pixels along a side
 
 Model = collections.namedtuple("Model", "name engines batcher first_layer facts")
 Model.__doc__ = """A network that is served.
@@ -47,12 +40,13 @@ facts        what the page says of it, a dictionary
 """
 
 Settings = collections.namedtuple(
-    "Settings", "models engine device precision max_batch max_waiting max_delay data_dir "
-    "access_log names workers")
+    "Settings", "networks engines device precision threads max_batch max_waiting max_delay "
+    "data_dir access_log names workers")
 Settings.__doc__ = """What the server is to be.
 
-models       {name: MNISTweights.Network}
-engine, device, precision   as `MNISTengine.open_engine` takes them
+networks     {name: MNISTweights.Network}
+engines      {name: the engine that runs it}
+device, precision, threads   for all of them
 max_batch    digits in one call of an engine
 max_waiting  digits that may wait for an engine
 max_delay    seconds that a batch which isn't full waits for more
@@ -63,64 +57,12 @@ workers      how many processes share the port
 """
 
 
-class FirstLayer:
-    """The first layer of a network that looks at the digit with filters: its filters and maps.
-
-    Found with forward hooks, whatever the network calls it.
-    """
-
-    def __init__(self, net):
-        import torch
-        self.torch, self.net = torch, net
-        self.layer = None
-        hooks = [module.register_forward_hook(self.find) for module in net.modules()
-                 if getattr(module, "weight", None) is not None]
-        self.run(np.zeros((28, 28), np.uint8))
-        for hook in hooks:
-            hook.remove()
-
-    def find(self, module, inputs, output):
-        if self.layer is None and module.weight.dim() == 4 and output.dim() == 4:
-            self.layer = module
-
-    def run(self, digit):
-        with self.torch.no_grad():
-            self.net(self.torch.from_numpy(normalise(digit[np.newaxis])))
-
-    def show(self, digit):
-        """The filters and the maps of a digit, uint8 (28, 28), as JSON takes them: each a shape
-        and base64 of bytes, 128 standing for 0."""
-        maps = []
-        hook = self.layer.register_forward_hook(lambda _, __, output: maps.append(output[0]))
-        self.run(digit)
-        hook.remove()
-        filters = self.layer.weight.detach()[:, 0]
-        return {"filters": grey_pictures(filters.numpy()), "maps": grey_pictures(maps[0].numpy())}
-
-
-def grey_pictures(values):
-    """Numbers around 0, float32 (N, H, W), as grey levels around 128, the farthest 1 or 255."""
-    scaled = 128 + values * (127 / max(1e-9, np.abs(values).max()))
-    return {"shape": list(values.shape), "data": encode(np.rint(scaled).astype(np.uint8))}
-
-
-def encode(array):
-    """The bytes of an array, as base64 text."""
-    return base64.b64encode(array.tobytes()).decode()
-
-
 class Application:
     """Answers requests: `handle(request)` is what an `HttpServer` calls."""
 
     def __init__(self, settings, models, metrics):
         self.settings, self.models, self.metrics = settings, models, metrics
-        self.loop = asyncio.get_event_loop()
         self.stopping = False
-        self.page, self.page_headers = load_page()
-        try:
-            self.images, self.labels = load_split("test", settings.data_dir, download=False)
-        except MNISTError:
-            self.images, self.labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
         self.counters = {}
         self.routes = self.make_routes()
 
@@ -128,24 +70,17 @@ class Application:
 
     def make_routes(self):
         """{path: {method: function of a request}}; all paths there are."""
-        routes = {
-            "/": {"GET": self.give_page},
+        routes = PageRoutes(self.models, self.settings.data_dir).routes()
+        routes.update({
             "/v2": {"GET": lambda request: request.answer_json(server_metadata())},
             "/v2/health/live": {"GET": lambda request: request.answer_json({"live": True})},
             "/v2/health/ready": {"GET": self.ready},
             "/v2/models/stats": {"GET": self.stats},
             "/metrics": {"GET": self.give_metrics},
-            "/page/about": {"GET": self.about},
-            "/page/prepare": {"POST": self.prepare},
-            "/page/test": {"GET": self.test_digit},
-        }
+        })
         for model in self.models.values():
             for version in ("", "/versions/" + MODEL_VERSION):
-                path = "/v2/models/" + model.name + version
-                routes.update(self.model_routes(path, model))
-            page = "/page/models/" + model.name
-            routes[page + "/layer"] = {"POST": lambda request, m=model: self.layer(request, m)}
-            routes[page + "/mistake"] = {"GET": lambda request, m=model: self.mistake(request, m)}
+                routes.update(self.model_routes("/v2/models/" + model.name + version, model))
         routes["/v2/"] = routes["/v2"]
         return {path: with_head(methods) for path, methods in routes.items()}
 
@@ -246,7 +181,7 @@ class Application:
     def registry(self):
         """Where the counts are: of this process, or of all where several share the port."""
         if self.settings.workers == 1:
-            return prometheus_client.REGISTRY
+            return self.metrics.registry
         registry = prometheus_client.CollectorRegistry()
         prometheus_client.multiprocess.MultiProcessCollector(registry)
         return registry
@@ -255,96 +190,9 @@ class Application:
         request.answer(prometheus_client.generate_latest(self.registry()),
                        prometheus_client.CONTENT_TYPE_LATEST.encode())
 
-    # The page
-
-    def give_page(self, request):
-        request.answer(self.page, HTML, headers=self.page_headers)
-
-    def about(self, request):
-        """What the page needs to know: the models, and how many test digits there are."""
-        request.answer_json({"models": [model.facts for model in self.models.values()],
-                             "digits": len(self.images)})
-
-    def prepare(self, request):
-        """The digit in a drawing: grey levels, width × height bytes, to 28 × 28; 204 if empty."""
-        request.kind = "page"
-        width, height = (number(request, name, LARGEST_DRAWING) for name in ("width", "height"))
-        if not width or len(request.body) != width * height:
-            raise RequestError("the body is width × height grey levels")
-        drawing = np.frombuffer(request.body, np.uint8).reshape(height, width)
-        digit = digit_from_drawing(drawing)
-        if digit is None:
-            request.answer(b"", BINARY, 204)
-        else:
-            request.answer(digit.tobytes(), BINARY)
-
-    def layer(self, request, model):
-        """The first layer's filters, and its maps of a digit, 784 grey levels."""
-        request.kind = "page"
-        if len(request.body) != 784:
-            raise RequestError("the body is a digit, 784 grey levels")
-        if model.first_layer is None:
-            raise RequestError(f"{model.name} has no first layer of filters", 404)
-        digit = np.frombuffer(request.body, np.uint8).reshape(28, 28)
-        request.answer_json(model.first_layer.show(digit))
-
-    def test_digit(self, request):
-        """A test digit with its label, by its index."""
-        request.kind = "page"
-        index = number(request, "index", len(self.images) - 1)
-        request.answer_json({"index": index, "label": int(self.labels[index]),
-                             "digit": encode(self.images[index])})
-
-    def mistake(self, request, model):
-        """The first test digit after an index that the model reads wrongly; 404 if none."""
-        request.kind = "page"
-        after = number(request, "after", len(self.images) - 1)
-        task = self.loop.create_task(self.find_mistake(request, model, after))
-        request.on_gone = task.cancel
-
-    async def find_mistake(self, request, model, after):
-        try:
-            order = np.roll(np.arange(len(self.images)), -after - 1)
-            for start in range(0, len(order), model.engines.max_batch):
-                chosen = order[start:start + model.engines.max_batch]
-                answers = await model.batcher.read(self.images[chosen])
-                wrong = chosen[answers.argmax(1) != self.labels[chosen]]
-                if len(wrong):
-                    request.answer_json({"index": int(wrong[0])})
-                    return
-            raise RequestError(f"{model.name} reads all test digits correctly", 404)
-        except Exception as error:
-            request.refuse(error)
-
-
 def with_head(methods):
     """The same methods, and HEAD where there is GET."""
     return dict(methods, HEAD=methods["GET"]) if "GET" in methods else methods
-
-
-def number(request, name, largest):
-    """A whole number among a request's query, from 0 to `largest`."""
-    text = request.query.get(name, "")
-    if not re.match(r"[0-9]{1,9}$", text) or int(text) > largest:
-        raise RequestError(f"{name} is a whole number from 0 to {largest}")
-    return int(text)
-
-
-def load_page():
-    """The page's bytes, and headers that let it use nothing but itself and this server."""
-    try:
-        with open(PAGE, "rb") as file:
-            page = file.read()
-    except OSError as error:
-        raise MNISTError(f"can't read the page {PAGE}: {error.strerror}") from error
-    rules = ["default-src 'none'", "connect-src 'self'", "img-src 'self' data: blob:",
-             "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
-    for tag in ("script", "style"):
-        for content in re.findall(f"<{tag}>(.*?)</{tag}>".encode(), page, re.DOTALL):
-            digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-            rules.append(f"{tag}-src 'sha256-{digest}'")
-    return page, [(b"Content-Security-Policy", "; ".join(rules).encode()),
-                  (b"Referrer-Policy", b"no-referrer"), (b"X-Frame-Options", b"DENY")]
 
 
 def model_statistics(name, registry):
@@ -374,7 +222,7 @@ def model_statistics(name, registry):
 # --- Running --------------------------------------------------------------------------------------
 
 
-def bind(host, port, shared):
+def bind(host, port, shared=False):
     """A socket bound to an address, not yet listening. `shared`: other processes may bind it too.
 
     Raises UnavailableError where it can't be had.
@@ -395,23 +243,25 @@ def bind(host, port, shared):
 
 
 def open_models(settings, metrics):
-    """{name: Model}, each engine opened and having answered a first digit."""
+    """{name: Model}; each engine has answered a first digit."""
     models = collections.OrderedDict()
-    for name, network in settings.models.items():
-        engines = Engines(settings.engine, network, settings.device, settings.precision,
+    for name, network in settings.networks.items():
+        engine = settings.engines[name]
+        engines = Engines(engine, network, settings.device, settings.precision,
                           settings.max_batch)
-        batcher = Batcher(name, engines, metrics, settings.max_waiting, settings.max_delay)
-        batcher.healthy = True
         first_layer = FirstLayer(network.net)
-        weights = sum(parameter.numel() for parameter in network.net.parameters())
-        models[name] = Model(name, engines, batcher, first_layer if first_layer.layer else None, {
-            "name": name, "platform": settings.engine, "engine": engines.detail,
-            "weights": network.origin, "parameters": weights})
+        parameters = sum(tensor.numel() for tensor in network.net.parameters())
+        models[name] = Model(
+            name, engines, Batcher(name, engines, metrics, settings.max_waiting,
+                                   settings.max_delay),
+            first_layer if first_layer.layer else None,
+            {"name": name, "platform": engine, "engine": engines.detail,
+             "weights": network.origin, "parameters": parameters})
     return models
 
 
 def new_event_loop():
-    """An event loop, uvloop's where that is installed: it takes half the time."""
+    """An event loop: uvloop's, which takes half the time, where that is installed."""
     try:
         import uvloop
     except ImportError:
@@ -422,8 +272,13 @@ def new_event_loop():
     return loop
 
 
-def serve(settings, sock, opened):
-    """Serve on a bound socket until SIGTERM or Ctrl-C; `opened(models)` is called once it can."""
+def serve(settings, sock, opened, parent=None):
+    """Serve on a bound socket until SIGTERM or Ctrl-C; a second one ends it at once, status 1.
+
+    `opened(models)` is called once it serves. `parent`: a pipe to the process that watches this
+    one; the server ends when that one has gone, and leaves Ctrl-C to it.
+    """
+    set_threads(settings.threads)
     loop = new_event_loop()
     metrics = Metrics()
     models = open_models(settings, metrics)
@@ -432,24 +287,31 @@ def serve(settings, sock, opened):
     stopped = loop.create_future()
 
     async def stop():
-        application.stopping = True
         await server.stop(STOP_SECONDS)
         stopped.set_result(None)
 
-    def on_signal(*_):
-        if application.stopping:  # a second signal: now
+    def begin_to_stop():
+        if application.stopping:
             os._exit(1)
         application.stopping = True
-        loop.call_soon_threadsafe(lambda: loop.create_task(stop()))
+        loop.create_task(stop())
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if hasattr(loop, "add_signal_handler") and os.name == "posix":
-            loop.add_signal_handler(number, on_signal)
-        else:
-            signal.signal(number, on_signal)
+    on_signal(loop, signal.SIGTERM, begin_to_stop)
+    if parent is None:
+        on_signal(loop, signal.SIGINT, begin_to_stop)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_reader(parent.fileno(), begin_to_stop)
     loop.run_until_complete(server.start(sock))
     opened(models)
     loop.run_until_complete(stopped)
     for model in models.values():
         model.engines.close()
-    loop.close()
+
+
+def on_signal(loop, number, function):
+    """Call `function` on the event loop when a signal comes."""
+    if os.name == "posix":
+        loop.add_signal_handler(number, function)
+    else:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(function))

@@ -13,7 +13,6 @@ flight is answered.
 
 import argparse
 import collections
-import os
 import re
 import socket
 import sys
@@ -21,6 +20,7 @@ import sys
 from MNISTscript import UnavailableError, add_flags, make_parser, positive_int, run_program, warn
 
 NETWORKS = ("net", "small")  # served where there are weights of them
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def read_options(argv=None):
@@ -104,41 +104,52 @@ def main():
     options = read_options()
     if options.workers > 1 and not (sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")):
         raise UnavailableError("--workers: only Linux shares a port fairly")
-    from MNISTengine import choose_device, set_threads
-
-    set_threads(options.threads or 1)  # small batches gain nothing from more, and requests wait
     models = load_models(options)
     for name, network in models.items():
         print(f"{name}: {network.origin}", flush=True)
     if options.export_triton:
         from MNISTtriton import export_repository
         export_repository(options.export_triton, models)
-        return
-    from MNISTbatching import choose_engine
-    from MNISTserver import Settings, bind, serve
+    else:
+        serve_models(options, models)
 
+
+def serve_models(options, networks):
+    """Serve {name: MNISTweights.Network} as the options say, until told to stop."""
+    from MNISTbatching import choose_engine
+    from MNISTengine import choose_device, set_threads
+    from MNISTserver import Settings, bind, serve
+    from MNISTworkers import serve_shared
+
+    threads = set_threads(options.threads or 1)  # more gain little on small batches
     device = choose_device(options.device)
-    engine = options.engine
-    if engine == "auto":
-        first = next(iter(models.values()))
-        engine, report = choose_engine(first.net, device, options.precision, options.max_batch)
-        print(f"engine: {report}", flush=True)
-    settings = Settings(models, engine, device, options.precision, options.max_batch,
-                        options.max_waiting, options.max_delay, options.data_dir,
-                        options.access_log, options.allow_host, options.workers)
-    sock = bind(options.host, options.port, shared=False)
-    if options.host not in ("127.0.0.1", "localhost", "::1"):
+    bind(options.host, options.port).close()  # before the engines, which take their time
+    sock = bind(options.host, options.port, shared=options.workers > 1)
+    if options.host not in LOOPBACK:
         warn(f"listening on {options.host}: there is no authentication, whoever reaches this "
              "port can use it")
+    engines = {name: options.engine for name in networks}
+    if options.engine == "auto":
+        for name, network in networks.items():
+            engines[name], report = choose_engine(network.net, device, options.precision,
+                                                  options.max_batch)
+            print(f"{name}: {report}", flush=True)
+    settings = Settings(networks, engines, device, options.precision, threads, options.max_batch,
+                        options.max_waiting, options.max_delay, options.data_dir,
+                        options.access_log, options.allow_host, options.workers)
 
-    def opened(opened_models):
-        for model in opened_models.values():
-            print(f"{model.name}: {model.engines.detail}", flush=True)
+    def opened(details):
+        for name, detail in details.items():
+            print(f"{name}: {detail}", flush=True)
         host, port = sock.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
         print(f"serving on http://{host}:{port}", flush=True)
 
-    serve(settings, sock, opened)
+    if options.workers > 1:
+        serve_shared(settings, sock, opened)
+    else:
+        serve(settings, sock, lambda models: opened(
+            {model.name: model.engines.detail for model in models.values()}))
     print("stopped", flush=True)
 
 

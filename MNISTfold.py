@@ -62,6 +62,21 @@ def sample_digits():
     return torch.from_numpy(grey.astype(np.float64))
 
 
+def channels_last(net):
+    """A copy of `net` whose maps lie channels-last, which CPUs compute up to twice as fast.
+
+    `net` itself where it can't: one that takes a `view` of its maps, for instance.
+    """
+    changed = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    one = next(changed.parameters())
+    try:
+        with torch.no_grad():
+            changed.eval()(torch.zeros(2, 1, 28, 28, dtype=one.dtype, device=one.device))
+    except RuntimeError:
+        return net
+    return changed.train(net.training)
+
+
 # --- The normalisation ----------------------------------------------------------------------------
 
 

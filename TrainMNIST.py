@@ -159,8 +159,8 @@ def run_training(arguments, device, group):
     optimiser = make_optimiser(net, recipe)
     print(f"training {name} on {len(training[1])} digits: {device}, {threads} threads"
           + (f" in each of {world} processes" if world > 1 else "")
-          + f", {'bfloat16' if recipe.precision == 'bf16' else 'float32'}, channels-last, "
-          + ("fused " if optimiser.defaults.get("fused") else "") + recipe.optimizer
+          + f", {'bfloat16' if recipe.precision == 'bf16' else 'float32'}, "
+          + f"channels-last, {recipe.optimizer}"
           + (f"\nteacher: {teacher.name}, {teacher.origin}" if teacher else ""))
 
     state_file = arguments.output + ".resume"

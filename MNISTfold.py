@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from MNISTdsource import MEAN, STD
+from MNISTmodel import calls
 
 # What a rewritten network may differ by, in double precision: far below what a wrong fold does.
 EXACT = 1e-4
@@ -143,26 +144,3 @@ class BatchNormFold(collections.namedtuple("BatchNormFold", "layer norm")):
                     shift + bias * scale.flatten() - bias)
         parent, _, child = self.norm.rpartition(".")
         setattr(modules[parent], child, nn.Identity())
-
-
-# --- Watching a network ---------------------------------------------------------------------------
-
-Call = collections.namedtuple("Call", "module input output")
-
-
-def calls(net, x):
-    """Each `Call` of an innermost module while net(x) is computed, in their order."""
-    made = []
-
-    def note(module, inputs, output):
-        if inputs and isinstance(inputs[0], torch.Tensor):
-            made.append(Call(module, inputs[0], output))
-
-    hooks = [module.register_forward_hook(note) for module in net.modules()
-             if not list(module.children())]
-    try:
-        net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return made

@@ -10,8 +10,8 @@ import torch
 
 import MNISTengine
 from MNISTdsource import normalise
-from MNISTfold import Normalised, calls, channels_last, fold
-from MNISTmodel import NETWORKS, Net
+from MNISTfold import Normalised, channels_last, fold
+from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
 from MNISTonnx import check_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError
 from MNISTtensorrt import build_engine
@@ -77,6 +77,14 @@ def test_calls_are_those_of_the_innermost_modules(trained):
     assert [type(call.module).__name__ for call in made] == [
         "Conv2d", "GroupNorm", "Conv2d", "BatchNorm2d", "SiLU", "AdaptiveAvgPool2d", "Linear"]
     assert not net.stem._forward_hooks
+
+
+def test_what_a_network_costs(trained):
+    assert count_parameters(Net()) == 431080
+    assert count_multiply_adds(Net()) == 24**2 * 20 * 25 + 8**2 * 50 * 500 + 800 * 500 + 5000
+    assert count_parameters(trained("Tied")) == 784 * 24 + 24 + 24 * 24 + 24 + 240 + 10
+    assert count_multiply_adds(trained("Depthwise")) == (
+        12**2 * 8 * 25 + 10**2 * 8 * 9 + 10**2 * 8 * 12 + 8**2 * 12 * 4 * 9 + 120)
 
 
 @pytest.mark.parametrize("engine", [name for name, kind in MNISTengine.ENGINES.items()

@@ -134,6 +134,7 @@ def new_network(name, make, recipe, device):
     """
     import torch
 
+    from MNISTfold import channels_last
     from MNISTweights import make_network
     torch.manual_seed(recipe.seed)
     return channels_last(make_network(name, make).to(device))
@@ -154,6 +155,7 @@ def train(net, recipe, training, watched, teacher=None, optimiser=None, history=
         seed and takes its part of every batch; batch norm sees that part alone and keeps the
         averages of process 0, the only one that has a history and calls `after_epoch`.
     """
+    from MNISTfold import channels_last
     device = training[0].device
     prepare_device(device)
     channels_last(net.to(device))
@@ -324,15 +326,6 @@ def keep_freed_memory():
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-
-
-def channels_last(net):
-    """The network, the weights of its convolutions laid out as oneDNN and cuDNN like them."""
-    import torch
-    for parameter in net.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return net
 
 
 def make_optimiser(net, recipe):

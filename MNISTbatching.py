@@ -15,14 +15,8 @@ import collections
 import time
 
 import numpy as np
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-)
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
 
 from MNISTengine import ENGINES, open_engine, reference_answers, why_not
 from MNISTprotocol import RequestError
@@ -33,15 +27,16 @@ TRIAL = 0.2  # seconds that `choose_engine` gives each
 TIMED_CALLS = 5  # of each batch size, when engines are opened
 
 SECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
-disable_created_metrics()  # a time beside each number is nothing that anyone asked for
+if hasattr(prometheus_client, "disable_created_metrics"):
+    prometheus_client.disable_created_metrics()  # nobody asked for a time beside each number
 
 
 class Metrics:
     """What the server counts, for Prometheus. One for the whole process."""
 
     def __init__(self):
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self.registry = registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=registry)
 
         def histogram(name, text, buckets=SECONDS):
             return Histogram("mnist_" + name, text, ["model"], buckets=buckets, registry=registry)
@@ -280,12 +275,9 @@ class Batcher:
 
     def compute(self, parts):
         """Run one batch and hand its answers to the jobs they belong to."""
-        job, start, stop = parts[0]
-        if len(parts) == 1:
-            images = job.images[start:stop]
-        else:
-            images = np.concatenate([job.images[start:stop] for job, start, stop in parts],
-                                    out=self.staging[:sum(b - a for _, a, b in parts)])
+        number = sum(stop - start for _, start, stop in parts)
+        images = np.concatenate([job.images[start:stop] for job, start, stop in parts],
+                                out=self.staging[:number])
         began = time.perf_counter()
         try:
             answers = self.engines(images)
@@ -296,8 +288,8 @@ class Batcher:
             return
         ended = time.perf_counter()
         self.metrics.engine.observe(ended - began)
-        self.metrics.batches.observe(len(images))
-        self.metrics.digits.inc(len(images))
+        self.metrics.batches.observe(number)
+        self.metrics.digits.inc(number)
         position = 0
         for job, start, stop in parts:
             job.computing += ended - began

@@ -14,6 +14,8 @@ import collections
 import email.utils
 import http
 import ipaddress
+import os
+import socket
 import time
 import urllib.parse
 import zlib
@@ -22,6 +24,7 @@ import httptools
 import orjson
 
 from MNISTprotocol import RequestError
+from MNISTscript import UnavailableError
 
 Limits = collections.namedtuple("Limits", "connections head body bodies grace rate idle")
 Limits.__doc__ = """What a server takes, beyond which it answers 4xx or 503.
@@ -382,12 +385,31 @@ class HttpServer:
         """Whether a Host header names this server, by an address or one of its names."""
         known = self.hosts.get(host)
         if known is None:
-            name = urllib.parse.urlsplit("//" + host.decode("latin-1"))
             try:
-                name = name.hostname or ""
+                name = urllib.parse.urlsplit("//" + host.decode("latin-1")).hostname or ""
                 known = name in self.names or bool(ipaddress.ip_address(name))
             except ValueError:
                 known = False
             if len(self.hosts) < 1000:
                 self.hosts[host] = known
         return known
+
+
+def bind(host, port, shared=False):
+    """A socket bound to an address, not yet listening. `shared`: other processes may bind it too.
+
+    Raises UnavailableError where it can't be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                      flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        if os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError as error:
+        raise UnavailableError(f"can't listen on {host} port {port}: {error.strerror}; "
+                               "--port takes another") from error
+    return sock

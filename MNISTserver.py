@@ -8,7 +8,6 @@ import asyncio
 import collections
 import os
 import signal
-import socket
 import time
 
 import prometheus_client
@@ -27,7 +26,7 @@ from MNISTprotocol import (
     server_metadata,
     write_response,
 )
-from MNISTscript import UnavailableError, warn
+from MNISTscript import warn
 
 STOP_SECONDS = 8  # for what is in flight when the server is told to stop
 
@@ -220,26 +219,6 @@ def model_statistics(name, registry):
 
 
 # --- Running --------------------------------------------------------------------------------------
-
-
-def bind(host, port, shared=False):
-    """A socket bound to an address, not yet listening. `shared`: other processes may bind it too.
-
-    Raises UnavailableError where it can't be had.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
-                                                      flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    except OSError as error:
-        raise UnavailableError(f"can't listen on {host} port {port}: {error.strerror}; "
-                               "--port takes another") from error
-    return sock
 
 
 def open_models(settings, metrics):

@@ -90,13 +90,14 @@ def load_models(options):
             if name in models:
                 raise UnavailableError(f"--model {name}: given twice")
             models[name] = load_network(path, trust_pickle=options.trust_pickle)
-        return models
-    for name in NETWORKS:
+    for name in () if options.model else NETWORKS:
         try:
             if name in known:
                 models[name] = load_network(default_weights(name), name)
         except UnavailableError as error:
             warn(f"{name} isn't served: {error}")
+    for name, network in models.items():
+        print(f"{name}: {network.origin}", flush=True)
     return models
 
 
@@ -104,30 +105,28 @@ def main():
     options = read_options()
     if options.workers > 1 and not (sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")):
         raise UnavailableError("--workers: only Linux shares a port fairly")
-    models = load_models(options)
-    for name, network in models.items():
-        print(f"{name}: {network.origin}", flush=True)
     if options.export_triton:
         from MNISTtriton import export_repository
-        export_repository(options.export_triton, models)
-    else:
-        serve_models(options, models)
-
-
-def serve_models(options, networks):
-    """Serve {name: MNISTweights.Network} as the options say, until told to stop."""
-    from MNISTbatching import choose_engine
-    from MNISTengine import choose_device, set_threads
-    from MNISTserver import Settings, bind, serve
-    from MNISTworkers import serve_shared
-
-    threads = set_threads(options.threads or 1)  # more gain little on small batches
-    device = choose_device(options.device)
-    bind(options.host, options.port).close()  # before the engines, which take their time
+        export_repository(options.export_triton, load_models(options))
+        return
+    from MNISThttp import bind
+    bind(options.host, options.port).close()  # would another server that shares it be there
     sock = bind(options.host, options.port, shared=options.workers > 1)
     if options.host not in LOOPBACK:
         warn(f"listening on {options.host}: there is no authentication, whoever reaches this "
              "port can use it")
+    serve_models(options, load_models(options), sock)
+
+
+def serve_models(options, networks, sock):
+    """Serve {name: MNISTweights.Network} on a socket as the options say, until told to stop."""
+    from MNISTbatching import choose_engine
+    from MNISTengine import choose_device, set_threads
+    from MNISTserver import Settings, serve
+    from MNISTworkers import serve_shared
+
+    threads = set_threads(options.threads or 1)  # more gain little on small batches
+    device = choose_device(options.device)
     engines = {name: options.engine for name in networks}
     if options.engine == "auto":
         for name, network in networks.items():

@@ -15,16 +15,16 @@ from MNISTscript import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `MNISTwidgets.DigitWindow` wants it. Opening takes seconds."""
+    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds."""
 
     def __init__(self, options):
         import numpy as np
 
         from MNISTengine import choose_device, open_engine, set_threads
-        from MNISTmodel import load_weights
+        from MNISTweights import load_network
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
-        net = load_weights(options.weights, options.trust_pickle)
+        net = load_network(options.weights, options.network, options.trust_pickle).net
         self.engine = open_engine(options.engine, net, choose_device(options.device))
         self.batch_size = self.engine.batch_size
         self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
@@ -87,7 +87,7 @@ class AnswerPanel:
 
 def make_window(options):
     """The window, not yet shown."""
-    from MNISTwidgets import DigitWindow
+    from MNISTwindow import DigitWindow
 
     return DigitWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), options.data_dir,
                        size=(960, 660), stretch=(3, 2))
@@ -98,14 +98,14 @@ def read_options(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--engine", default="torch", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: torch)")
-    add_flags(parser, "weights", "trust-pickle", "device", "data-dir")
+    add_flags(parser, "network", "weights", "trust-pickle", "device", "data-dir")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Open the window and wait until it is closed."""
     options = read_options(argv)
-    from MNISTwidgets import run_window
+    from MNISTwindow import run_window
 
     run_window("GraphMNIST", lambda: make_window(options))
 

@@ -28,7 +28,7 @@ from MNISTscript import (
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "weights", "trust-pickle", "batch-size")
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "batch-size")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "tf32", "fp16"),
                         default=["fp32"], help="what to compute in (default: fp32, without TF32)")
     parser.add_argument("--dynamic", action="store_true",
@@ -52,25 +52,26 @@ def main():
     keep_stdout_for_json(arguments.json)
 
     from MNISTdsource import load_digits
-    from MNISTmodel import load_weights
     from MNISTtensorrt import flavour, import_tensorrt
+    from MNISTweights import load_network
 
     trt = import_tensorrt()
     print(flavour(trt), flush=True)
     if not arguments.build_only:
         check_gpu(arguments.memory)
-    net = load_weights(arguments.weights, arguments.trust_pickle)
+    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    print(f"weights: {network.origin}", flush=True)
     images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
     if arguments.build_only:
-        return build(arguments, net, images)
-    return time_engines(arguments, net, images, labels, source)
+        return build(arguments, network, images)
+    return time_engines(arguments, network, images, labels, source)
 
 
 def check_gpu(memory):
     """Raise UnavailableError where engines can't run: before minutes go into building one."""
-    from MNISTtensorrt import why_not
-    reason = why_not(memory)
+    from MNISTtensorrt import tensorrt_missing
+    reason = tensorrt_missing(memory=memory)
     if reason:
         raise UnavailableError(f"{reason}\n--build-only builds an engine without running it, where "
                                "this TensorRT can without a GPU (TensorRT-RTX can)")
@@ -85,17 +86,12 @@ def wanted_engines(arguments):
             yield precision, batch_size, (min(span), max(span))
 
 
-def stem(weights):
-    """What the engines' names begin with: the weights file's path without its extension."""
-    return os.path.splitext(weights)[0]
-
-
-def build(arguments, net, images):
+def build(arguments, network, images):
     """Bring every engine asked for up to date."""
     from MNISTtensorrt import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
     for precision, batches in collections.OrderedDict.fromkeys(wanted):
-        engine_file = EngineFile(net, precision, batches, stem(arguments.weights))
+        engine_file = EngineFile(network.net, precision, batches, network.stem)
         if not arguments.rebuild and engine_file.read():
             print(f"{engine_file.path} is up to date")
             continue
@@ -104,21 +100,22 @@ def build(arguments, net, images):
             raise MNISTError(f"{engine_file.path} could not be saved")
 
 
-def time_engines(arguments, net, images, labels, source):
+def time_engines(arguments, network, images, labels, source):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
     from MNISTengine import reference_answers
-    from MNISTtiming import make_record, publish, time_engine
+    from MNISTreport import publish
+    from MNISTtiming import make_record, time_engine
 
-    reference = reference_answers(net, images)
+    reference = reference_answers(network.net, images)
     rows = []
-    for engine, path in open_engines(arguments, net, images):
+    for engine, path in open_engines(arguments, network, images):
         print(f"{path}: {engine.detail}", flush=True)
         check_answers(engine, path, images[:1000], labels[:1000], reference[:1000])
         row = time_engine(engine, images, labels, reference, arguments.repeat)
         rows.append(dict(row, engine_file=os.path.basename(path), detail=engine.detail))
         print("  for a second opinion: " + trtexec_line(path, engine.batch_size), flush=True)
         engine.close()
-    settings = {"weights": os.path.basename(arguments.weights), "data": source,
+    settings = {"weights": network.origin, "data": source,
                 "dynamic": arguments.dynamic, "repeat": arguments.repeat}
     return publish(make_record(settings, rows), arguments.json)
 
@@ -132,20 +129,20 @@ def check_answers(engine, path, images, labels, reference):
         raise MNISTError(f"{path}: {verdict['reason']} for {engine.precision}")
 
 
-def open_engines(arguments, net, images):
+def open_engines(arguments, network, images):
     """Yield one opened engine after the other, with the path of its file."""
-    from MNISTtensorrt import engine_path, open_engine_file, open_tensorrt
+    from MNISTtensorrt import cached_engine, engine_from_file, engine_path
     if arguments.engine:
         for batch_size in arguments.batch_size or [None]:
-            yield open_engine_file(arguments.engine, arguments.precision[0], batch_size,
+            yield engine_from_file(arguments.engine, arguments.precision[0], batch_size,
                                    arguments.memory), arguments.engine
         return
     built = set()
     for precision, batch_size, batches in wanted_engines(arguments):
-        path = engine_path(stem(arguments.weights), precision, batches)
+        path = engine_path(network.stem, precision, batches)
         rebuild = arguments.rebuild and path not in built
         built.add(path)
-        yield open_tensorrt(net, precision, batch_size, batches, stem(arguments.weights),
+        yield cached_engine(network.net, "cuda", precision, batch_size, batches, network.stem,
                             arguments.memory, rebuild, images), path
 
 

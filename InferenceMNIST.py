@@ -9,26 +9,27 @@ Every time stands beside the accuracy of the same answers. For TensorRT see InfM
 every engine of this machine side by side CompareMNIST.py.
 """
 
-import os
-
 from MNISTscript import add_flags, keep_stdout_for_json, make_parser, run_program
 
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "weights", "trust-pickle", "device", "batch-size",
-              "threads", "limit", "repeat", "json")
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
+              "batch-size", "threads", "limit", "repeat", "json")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
 
     from MNISTdsource import load_digits
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
-    from MNISTmodel import load_weights
-    from MNISTtiming import make_record, publish, time_engine
+    from MNISTreport import publish
+    from MNISTtiming import make_record, time_engine
+    from MNISTweights import load_network
 
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
-    net = load_weights(arguments.weights, arguments.trust_pickle)
+    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    print(f"weights: {network.origin}", flush=True)
+    net = network.net
     images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
     reference = reference_answers(net, images)
@@ -37,7 +38,7 @@ def main():
         engine = open_engine("torch", net, device, batch_size=batch_size)
         rows.append(time_engine(engine, images, labels, reference, arguments.repeat))
         engine.close()
-    settings = {"weights": os.path.basename(arguments.weights), "data": source,
+    settings = {"weights": network.origin, "data": source,
                 "threads": threads, "repeat": arguments.repeat}
     return publish(make_record(settings, rows), arguments.json)
 

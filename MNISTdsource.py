@@ -69,11 +69,14 @@ class DataError(UnavailableError):
 
 
 def normalise(images):
-    """What `Net` takes, float32 (N, 1, 28, 28), from grey levels, uint8 (N, 28, 28)."""
-    x = images[:, np.newaxis].astype(np.float32)
-    x /= 255
-    x -= MEAN
-    x /= STD
+    """What a network takes, float32 (N, 1, 28, 28), from grey levels, uint8 (N, 28, 28).
+
+    Of a numpy array an array, of a torch tensor a tensor on the same device.
+    """
+    x = images[:, None]
+    x = x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
+    x -= 255 * MEAN
+    x /= 255 * STD
     return x
 
 

@@ -5,6 +5,7 @@ Knows the standard library and nothing else, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -127,6 +128,17 @@ def describe_error(error):
     return f"{type(error).__name__}: {error}\n(unforeseen; --debug shows the traceback)"
 
 
+def package_missing(name):
+    """Why a package can't be imported, with the remedy; None where it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # broken installations raise much beside ImportError
+        if isinstance(error, ImportError) and error.name == name:
+            return f"{name} is not installed; pip install {name}"
+        return f"{name} can't be imported: " + str(error).strip().split("\n")[0]
+    return None
+
+
 @contextlib.contextmanager
 def write_atomically(path):
     """Give a binary file that becomes `path` on success and vanishes on any failure.
@@ -190,14 +202,17 @@ def positive_int(text):
 
 positive_int.__name__ = "whole number"  # argparse names the type in its error
 
+
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
     "data": {"choices": ("auto", "mnist", "generated"), "default": "auto",
              "help": "auto takes MNIST and, where it can't be had, digits drawn from fonts, "
                      "with a warning (default: %(default)s)"},
     "data-dir": dict(metavar="DIR", help="where MNIST is (else $MNIST_DATA, else data/ here)"),
-    "weights": dict(metavar="FILE", default=os.path.join(HERE, "NetMNIST.pth"),
-                    help="weights to load (default: NetMNIST.pth beside the scripts)"),
+    "network": dict(metavar="NAME", help="a built-in network, or FILE.py:CLASS for your own "
+                                         "(default: the one that the weights are of, else net)"),
+    "weights": dict(metavar="FILE", help="weights to load (default: what you trained, "
+                    "NetMNIST.pth beside the scripts, else what is shipped in weights/)"),
     "trust-pickle": dict(action="store_true",
                          help="also load a whole pickled module; such a file can run any code"),
     "device": dict(choices=("auto", "cpu", "cuda"), default="auto",

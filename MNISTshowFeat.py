@@ -50,14 +50,14 @@ def strongest(feature_map):
 
 
 class FeatureReader:
-    """The network with its inner layers, as `MNISTwidgets.DigitWindow` wants it."""
+    """The network with its inner layers, as `MNISTwindow.DigitWindow` wants it."""
 
     batch_size = 64
 
     def __init__(self, options):
-        from MNISTmodel import load_weights
+        from MNISTweights import load_network
 
-        self.net = load_weights(options.weights, options.trust_pickle)
+        self.net = load_network(options.weights, options.network, options.trust_pickle).net
         self.filters = self.net.conv1.weight.detach().numpy()[:, 0]  # (20, 5, 5)
         self.biases = self.net.conv1.bias.detach().numpy()
 
@@ -328,7 +328,7 @@ def diverging_map():
 def read_options(argv=None):
     """The command line's options."""
     parser = make_parser(__doc__)
-    add_flags(parser, "weights", "trust-pickle", "data-dir")
+    add_flags(parser, "network", "weights", "trust-pickle", "data-dir")
     parser.add_argument("--save", metavar="DIR", help="write the pictures into DIR; no window")
     parser.add_argument("--sample", type=int, metavar="N",
                         help="with --save: the test digit to take (default: the first)")
@@ -337,7 +337,7 @@ def read_options(argv=None):
 
 def make_window(options):
     """The window, not yet shown."""
-    from MNISTwidgets import DigitWindow
+    from MNISTwindow import DigitWindow
 
     return DigitWindow("MNISTshowFeat", FeaturePanel(), lambda: FeatureReader(options),
                        options.data_dir, size=(1180, 760), stretch=(2, 5))
@@ -349,7 +349,7 @@ def main(argv=None):
     if options.save:
         save_pictures(options)
         return
-    from MNISTwidgets import run_window
+    from MNISTwindow import run_window
 
     run_window("MNISTshowFeat", lambda: make_window(options))
 

@@ -17,14 +17,11 @@ import sys
 import threading
 import time
 
-import numpy as np
+from MNISTbuffers import CudaBuffers
+from MNISTcuda import choose_memory, find_gpu
+from MNISTscript import MNISTError, UnavailableError, save_json, warn, write_atomically
 
-from MNISTdsource import MEAN, STD
-from MNISTscript import HERE, MNISTError, UnavailableError, save_json, warn, write_atomically
-
-PRECISIONS = ("fp32", "tf32", "fp16")
 WORKSPACE_MIB = 64  # scratch memory a layer may use; a Jetson Nano shares 4 GB with its GPU
-DEFAULT_STEM = os.path.join(HERE, "NetMNIST")
 
 
 # --- Which TensorRT ------------------------------------------------------------------------------
@@ -172,17 +169,20 @@ class EngineFile:
     it `path`.json records what it was made from, with what and for which GPU.
     """
 
-    def __init__(self, net, precision, batches, stem=DEFAULT_STEM):
-        """`batches`: smallest and largest batch of the engine. `stem`: path without extension."""
-        from MNISTmodel import onnx_bytes
+    def __init__(self, net, precision, batches, stem=None):
+        """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
+        None: nothing is kept."""
+        from MNISTonnx import onnx_bytes
 
         self.trt = import_tensorrt()
         self.net, self.precision, self.batches = net, precision, batches
+        self.keeps = stem is not None
+        stem = stem or "an engine"
         self.path = engine_path(stem, precision, batches)
         half_graph = precision == "fp16" and not fp16_is_a_flag(self.trt)
         self.graph_precision = "fp16" if half_graph else "fp32"
         self.graph_path = stem + ("-fp16" if half_graph else "") + ".onnx"
-        self.graph = onnx_bytes(net, MEAN, STD, self.graph_precision)
+        self.graph = onnx_bytes(net, self.graph_precision)
         gpu, compute_capability = find_gpu()
         self.wanted = {
             "weights_sha256": weights_digest(net),
@@ -198,6 +198,8 @@ class EngineFile:
 
     def read(self):
         """The engine's bytes; None where the file isn't the one wanted, saying what differs."""
+        if not self.keeps:
+            return None
         try:
             with open(self.path, "rb") as file:
                 plan = file.read()
@@ -230,9 +232,9 @@ class EngineFile:
         `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
         to is a warning. Raises MNISTError where the graph or the build fails.
         """
-        from MNISTmodel import check_onnx
+        from MNISTonnx import check_onnx
 
-        checked = check_onnx(self.graph, self.net, MEAN, STD, self.graph_precision, digits)
+        checked = check_onnx(self.graph, self.net, self.graph_precision, digits)
         print(f"{self.graph_path}: {checked}", file=sys.stderr)
         started = time.monotonic()
         with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
@@ -240,7 +242,8 @@ class EngineFile:
         seconds = time.monotonic() - started
         print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
         try:
-            self.save(plan, seconds)
+            if self.keeps:
+                self.save(plan, seconds)
         except MNISTError as error:
             warn(f"{error}; the engine is built anew next time")
         return plan
@@ -268,173 +271,8 @@ def weights_digest(net):
     return sha256.hexdigest()
 
 
-def find_gpu():
-    """Name and compute capability of the GPU: ("NVIDIA Tegra X1", "5.3"); (None, None) without."""
-    for memory in MEMORIES.values():
-        if memory.why_not() is None:
-            return memory.gpu()
-    return None, None
-
-
-# --- Memory on the GPU ---------------------------------------------------------------------------
-
-class PycudaMemory:
-    """Page-locked arrays, device buffers, copies and one stream, through pycuda.
-
-    In the primary context, the one torch uses too, so that both can live in one process. A context
-    belongs to the thread that opened it.
-    """
-
-    name = "pycuda"
-
-    @staticmethod
-    def why_not():
-        """None where it works, else the reason."""
-        try:
-            import pycuda.driver as cuda
-        except ImportError as error:
-            return f"pycuda can't be imported ({error})"
-        try:
-            cuda.init()
-            return None if cuda.Device.count() else "pycuda sees no GPU"
-        except cuda.Error as error:
-            return f"pycuda sees no GPU ({error})"
-
-    @staticmethod
-    def gpu():
-        """Name and compute capability of the GPU."""
-        import pycuda.driver as cuda
-        cuda.init()
-        device = cuda.Device(0)
-        return device.name(), "{}.{}".format(*device.compute_capability())
-
-    def __init__(self):
-        import pycuda.autoprimaryctx  # noqa: F401  (makes the primary context this thread's own)
-        import pycuda.driver as cuda
-        self.cuda = cuda
-        self.stream = cuda.Stream()
-        self.stream_handle = self.stream.handle
-
-    def host(self, shape):
-        """A page-locked float32 numpy array of zeros."""
-        return self.cuda.pagelocked_zeros(shape, np.float32)
-
-    def device(self, shape):
-        """A float32 buffer on the GPU."""
-        return self.cuda.mem_alloc(int(np.prod(shape)) * 4)
-
-    def address(self, buffer):
-        """A device buffer's address."""
-        return int(buffer)
-
-    def upload(self, buffer, array):
-        """Start copying a host array into a device buffer."""
-        self.cuda.memcpy_htod_async(buffer, array, self.stream)
-
-    def download(self, array, buffer):
-        """Start copying a device buffer into a host array."""
-        self.cuda.memcpy_dtoh_async(array, buffer, self.stream)
-
-    def synchronise(self):
-        """Wait until everything started on the stream is done."""
-        self.stream.synchronize()
-
-    def capture(self, work):
-        """A CUDA graph of what `work` starts, as a function: pycuda has no such thing."""
-        raise UnavailableError("pycuda has none")
-
-
-class TorchMemory:
-    """The same through torch's CUDA tensors, and CUDA graphs as well."""
-
-    name = "torch"
-
-    @staticmethod
-    def why_not():
-        """None where it works, else the reason."""
-        import torch
-        if torch.cuda.is_available():
-            return None
-        return ("torch sees no GPU" if torch.version.cuda else
-                "this torch is a CPU build (pytorch.org/get-started has those with CUDA)")
-
-    @staticmethod
-    def gpu():
-        """Name and compute capability of the GPU."""
-        import torch
-        return torch.cuda.get_device_name(0), "{}.{}".format(*torch.cuda.get_device_capability(0))
-
-    def __init__(self):
-        import torch
-        self.torch = torch
-        self.stream = torch.cuda.Stream()  # the default stream would make TensorRT synchronise
-        self.stream_handle = self.stream.cuda_stream
-
-    def host(self, shape):
-        """A page-locked float32 numpy array of zeros."""
-        return self.torch.zeros(shape, dtype=self.torch.float32, pin_memory=True).numpy()
-
-    def device(self, shape):
-        """A float32 buffer on the GPU."""
-        return self.torch.empty(shape, dtype=self.torch.float32, device="cuda")
-
-    def address(self, buffer):
-        """A device buffer's address."""
-        return buffer.data_ptr()
-
-    def upload(self, buffer, array):
-        """Start copying a host array into a device buffer."""
-        with self.torch.cuda.stream(self.stream):
-            buffer.copy_(self.torch.from_numpy(array), non_blocking=True)
-
-    def download(self, array, buffer):
-        """Start copying a device buffer into a host array."""
-        with self.torch.cuda.stream(self.stream):
-            self.torch.from_numpy(array).copy_(buffer, non_blocking=True)
-
-    def synchronise(self):
-        """Wait until everything started on the stream is done."""
-        self.stream.synchronize()
-
-    def capture(self, work):
-        """A CUDA graph of what `work` starts, as a function that starts it all at once.
-
-        Raises UnavailableError where this torch, its CUDA (10.2 on a Jetson Nano) or TensorRT
-        can't.
-        """
-        try:
-            graph = self.torch.cuda.CUDAGraph()
-            with self.torch.cuda.graph(graph, stream=self.stream):
-                work()
-        except (AttributeError, RuntimeError, MNISTError) as error:
-            raise UnavailableError(str(error).split("\n")[0]) from error
-
-        def replay():
-            with self.torch.cuda.stream(self.stream):
-                graph.replay()
-
-        return replay
-
-
-MEMORIES = {"pycuda": PycudaMemory, "torch": TorchMemory}
-
-
-def choose_memory(wanted="auto"):
-    """The class for GPU memory that `--memory` names; auto: the first that works.
-
-    Raises UnavailableError with the reasons where none does.
-    """
-    reasons = []
-    for name in MEMORIES if wanted == "auto" else [wanted]:
-        reason = MEMORIES[name].why_not()
-        if reason is None:
-            return MEMORIES[name]
-        reasons.append(reason)
-    raise UnavailableError("TensorRT can't run here: " + ", ".join(reasons))
-
-
-def why_not(memory="auto"):
-    """None where TensorRT engines can run on this machine, else the reason, with the remedy."""
+def tensorrt_missing(device="cuda", precision="fp32", memory="auto"):
+    """Why TensorRT engines can't run on this machine, with the remedy; None where they can."""
     try:
         import_tensorrt()
         choose_memory(memory)
@@ -576,92 +414,45 @@ def create_context(trt, engine):
     return engine.create_execution_context(config)
 
 
-class TensorRTEngine:
+class TensorRTEngine(CudaBuffers):
     """A TensorRT engine as `MNISTengine` wants it: raw pixels in, log-probabilities out.
 
-    Shape and addresses are fixed once, when it is opened, and a CUDA graph of the whole (copy in,
-    run, copy out) is made where torch and CUDA can: one launch per call instead of a dozen. A
-    shorter batch is padded up to `batch_size`; what comes of the padding is never given out.
+    Shape and addresses are fixed once, when it is opened. A shorter batch is padded up to
+    `batch_size`; what comes of the padding is never given out.
     """
 
     name = "tensorrt"
     device = "cuda"
 
     def __init__(self, trt, loaded, precision, batch_size, memory):
-        """`loaded`: from `load_engine`. `memory`: an instance of one of `MEMORIES`."""
+        """`loaded`: from `load_engine`. `memory`: an instance of one of `MNISTcuda.MEMORIES`."""
         smallest, largest = loaded.batches
         if not smallest <= batch_size <= largest:
             raise UnavailableError(f"this engine takes batches of {smallest} to {largest}, "
                                    f"not {batch_size}")
-        self.precision, self.batch_size = precision, batch_size
-        self.loaded, self.memory = loaded, memory
-        self.images = memory.host((batch_size, 1, 28, 28))
-        self.log_probs = memory.host((batch_size, 10))
-        self.device_images = memory.device(self.images.shape)
-        self.device_log_probs = memory.device(self.log_probs.shape)
-        loaded.set_up(batch_size, memory.address(self.device_images),
+        super().__init__(memory, batch_size)
+        self.precision, self.loaded = precision, loaded
+        loaded.set_up(batch_size, memory.address(self.device_pixels),
                       memory.address(self.device_log_probs))
-        # The first run allocates, which a graph can't hold, and in TensorRT-RTX compiles.
-        self.start_all()
-        memory.synchronise()
-        try:
-            self.run_all = memory.capture(self.start_all)
-            self.run_alone = memory.capture(self.start_alone)
-            graph = "CUDA graph"
-        except UnavailableError as error:
-            self.run_all, self.run_alone = self.start_all, self.start_alone
-            graph = f"no CUDA graph: {error}"
-        self.detail = f"{flavour(trt)}, {memory.name} memory, {graph}"
+        self.detail = f"{flavour(trt)}, {memory.name} memory"
 
     def start_alone(self):
         """Start the engine on the images that are on the GPU."""
         self.loaded.start(self.memory.stream_handle)
 
-    def start_all(self):
-        """Start copying the images in, the engine, and copying the answer out."""
-        self.memory.upload(self.device_images, self.images)
-        self.start_alone()
-        self.memory.download(self.log_probs, self.device_log_probs)
-
-    def __call__(self, images):
-        """Log-probabilities float32 (B, 10) of images uint8 (B, 28, 28), 1 <= B <= batch_size.
-
-        The answer is a view of a buffer that the next call overwrites.
-        """
-        self.images[:len(images), 0] = images
-        self.run_all()
-        self.memory.synchronise()
-        return self.log_probs[:len(images)]
-
-    def prepare(self, images):
-        """Put images on the GPU, where the engine reads them until the next `prepare` or call."""
-        self.images[:len(images), 0] = images
-        self.memory.upload(self.device_images, self.images)
-        self.memory.synchronise()
-        return self.device_images
-
-    def compute(self, x):
-        """Start the engine alone on what `prepare` put on the GPU."""
-        self.run_alone()
-
-    def synchronise(self):
-        """Wait until the GPU has done what was started."""
-        self.memory.synchronise()
-
     def close(self):
         """Give everything back; the order matters to TensorRT."""
-        self.synchronise()
-        self.run_all = self.run_alone = None
+        super().close()
         for part in ("context", "engine", "runtime"):
             setattr(self.loaded, part, None)
-        self.device_images = self.device_log_probs = None
 
 
-def open_tensorrt(net, precision="fp32", batch_size=64, batches=None, stem=DEFAULT_STEM,
+def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, stem=None,
                   memory="auto", rebuild=False, digits=None):
     """A `TensorRTEngine` for `net`, from the cache where it is up to date, else built now.
 
     `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
+    `stem`: path of what is kept, without extension; None keeps nothing.
     Raises UnavailableError where TensorRT can't run here, MNISTError where a build fails.
     """
     trt = import_tensorrt()
@@ -679,7 +470,7 @@ def open_tensorrt(net, precision="fp32", batch_size=64, batches=None, stem=DEFAU
     return TensorRTEngine(trt, loaded, precision, batch_size, gpu_memory)
 
 
-def open_engine_file(path, precision="fp32", batch_size=None, memory="auto"):
+def engine_from_file(path, precision="fp32", batch_size=None, memory="auto"):
     """A `TensorRTEngine` from an engine built elsewhere, at its largest batch unless told.
 
     `precision` is what it is said to be: a file doesn't tell.

@@ -1,4 +1,4 @@
-"""The stopwatch: how an engine is timed, and how the result is shown and stored.
+"""The stopwatch: how an engine is timed, and what is said of the result.
 
 Two times are taken, and always named. end-to-end: raw uint8 pixels in host memory to
 log-probabilities in host memory, copies included, which is what a user gets. compute: the network
@@ -8,13 +8,11 @@ A latency is per batch, a throughput per image, a total for all the images of on
 """
 
 import gc
-import itertools
 import os
-import textwrap
 import time
 
-from MNISTmachine import describe_machine, machine_record
-from MNISTscript import save_json, show_progress
+from MNISTmachine import machine_record
+from MNISTscript import show_progress
 
 # Calls that aren't timed, at least: as an engine is opened, and before each of its turns, since
 # another engine has used the caches meanwhile.
@@ -262,15 +260,6 @@ def make_record(settings, rows, used_by_others=None):
             "used_by_others": used_by_others, "warnings": warnings}
 
 
-def publish(record, json_path, report=None):
-    """Print the report (text; None: `format_report`'s), write the JSON where asked for; gives the
-    exit status: 1 where a row is wrong."""
-    print(report or format_report(record))
-    if json_path:
-        save_json(json_path, record)
-    return int(any(row["status"] == "failed" for row in record["rows"]))
-
-
 def row_warnings(row):
     """What makes a row's numbers doubtful, in words for whoever reads them the first time."""
     if row["end_to_end"] is None:
@@ -320,105 +309,3 @@ def machine_warnings(machine):
                         "its clocks: sudo nvpmodel -m {full_power_mode} && sudo jetson_clocks"
                         .format(**jetson))
     return warnings
-
-
-def milliseconds(value):
-    """At most six characters for a time in ms, with three or four digits that mean something."""
-    if value is None:
-        return "-"
-    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0}f}"
-
-
-TABLE_WIDTH = 100
-
-# The table's columns: two lines of header, and how a row fills them.
-COLUMNS = (
-    ("engine", "", lambda row: row["engine"]),
-    ("on", "", lambda row: f"{row['device']} {row['precision']}"),
-    ("batch", "", lambda row: str(row["batch_size"])),
-    ("total", "s", lambda row: f"{row['end_to_end']['total_s']:.3f}"),
-    ("images", "per s", lambda row: f"{row['end_to_end']['images_per_s']:.0f}"),
-    ("median", "ms", lambda row: milliseconds(row["end_to_end"]["median_ms"])),
-    ("p90", "ms", lambda row: milliseconds(row["end_to_end"]["p90_ms"])),
-    ("p99", "ms", lambda row: milliseconds(row["end_to_end"]["p99_ms"])),
-    ("first", "ms", lambda row: milliseconds(row["end_to_end"]["first_call_ms"])),
-    ("compute", "ms", lambda row: milliseconds(row["compute"]["median_ms"])),
-    ("correct", "%", lambda row: f"{row['accuracy']:.2%}"[:-1]),
-    ("loss", "", lambda row: "-" if row["loss"] is None else f"{row['loss']:.4f}"),
-    ("max", "diff", lambda row: "nan" if row["max_difference"] is None
-     else f"{row['max_difference']:.0e}"),
-)
-
-LEGEND = """\
-total, images per s, median, p90, p99, first: end-to-end, from pixels to log-probabilities in host
-memory; median, p90, p99 and first (before any warm-up) per batch. compute: the network alone,
-median per batch. max diff: largest difference of a log-probability from torch, CPU, float32."""
-
-
-def format_table(rows, columns=COLUMNS):
-    """Rows of the record as lines of text, numbers right-aligned; a row that didn't run keeps
-    its place and says why."""
-    header = [[column[part] for column in columns] for part in (0, 1)]
-    body = list(table_cells(rows, columns))
-    lines = header + [cells for cells, _ in body]
-    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(columns))]
-    table = [align(line, widths) for line in header]
-    table.append("-" * (sum(widths) + len(widths) - 1))
-    for cells, reason in body:
-        table.append(align(cells, widths))
-        if reason:  # to the right of the row's name, below its numbers if there are any
-            indent = " " * (sum(widths[:3]) + 4)
-            lead = indent if len(cells) > 3 else table.pop().ljust(len(indent))
-            table += textwrap.wrap(reason, TABLE_WIDTH, initial_indent=lead,
-                                   subsequent_indent=indent)
-    return "\n".join(table)
-
-
-def format_markdown(rows, columns=COLUMNS):
-    """The same table in Markdown."""
-    header = [f"{top} {unit}".strip() for top, unit, _ in columns]
-    lines = [header, ["---" if k < 2 else "--:" for k in range(len(columns))]]
-    for cells, reason in table_cells(rows, columns):
-        if reason and len(cells) > 3:
-            cells[0] += f" ({reason})"
-        elif reason:
-            cells += [reason] + [""] * (len(columns) - 4)
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def table_cells(rows, columns):
-    """Yield for each line of the table its cells, and what is wrong with it, or None.
-
-    Rows that weren't measured have the first three cells, and share a line where only their batch
-    sizes differ.
-    """
-    def alike(row):
-        return (row["end_to_end"] is None, row["engine"], row["device"], row["precision"],
-                row["reason"])
-
-    for (skipped, *_), group in itertools.groupby(rows, alike):
-        group = list(group)
-        if skipped:
-            group = [dict(group[0], batch_size=" ".join(str(row["batch_size"]) for row in group))]
-        for row in group:
-            reason = None if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
-            yield [fill(row) for _, _, fill in (columns[:3] if skipped else columns)], reason
-
-
-def align(line, widths):
-    """One line of the table: the two columns of names to the left, the numbers to the right."""
-    return " ".join(cell.ljust(width) if k < 2 else cell.rjust(width)
-                    for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
-
-
-def format_report(record, columns=COLUMNS):
-    """Table, legend, machine and warnings of a record, for the screen."""
-    return "\n\n".join([format_table(record["rows"], columns), LEGEND, "\n".join(notes(record))])
-
-
-def notes(record):
-    """The machine and the warnings of a record, each a text of lines that fit the screen."""
-    texts = describe_machine(record["machine"]).split("\n")
-    texts += ["warning: " + text for text in record["warnings"]]
-    return [textwrap.fill(text, TABLE_WIDTH) for text in texts]

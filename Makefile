@@ -24,13 +24,13 @@ $(VENV)/installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/installed-test: requirements-test.txt requirements-optional.txt $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
+$(VENV)/installed-test: requirements/test.txt requirements/optional.txt $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -r requirements/test.txt
 	touch $@
 
-$(OLDEST)/installed: requirements-oldest.txt requirements-test.txt
+$(OLDEST)/installed: requirements/oldest.txt requirements/test.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet -r requirements-oldest.txt -r requirements-test.txt
+	$(OLDEST)/bin/python -m pip install --quiet -r requirements/oldest.txt -r requirements/test.txt
 	touch $@
 
 clean:

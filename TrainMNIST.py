@@ -117,7 +117,8 @@ def train(arguments, rank, world):
     import torch
 
     from MNISTengine import choose_device, set_threads
-    from MNISTmodel import Net, save_weights
+    from MNISTmodel import Net
+    from MNISTweights import save_weights
 
     check_writable(arguments.output)
     if arguments.plot:
@@ -267,6 +268,8 @@ def train_epoch(arguments, net, optimiser, digits, epoch, bfloat16, rank, world)
     """
     import torch
     from torch.nn.functional import nll_loss
+
+    from MNISTdsource import normalise
     images, labels = digits
     device = images.device
     order = torch.randperm(len(labels), generator=generator("cpu", arguments.seed, epoch))
@@ -324,12 +327,6 @@ def set_learning_rate(optimiser, peak, done):
         group["lr"] = rate
 
 
-def normalise(images):
-    """uint8 (B, 28, 28) tensor -> float32 (B, 1, 28, 28), as MNISTdsource.normalise does."""
-    from MNISTdsource import MEAN, STD
-    return images.unsqueeze(1).float().sub_(255 * MEAN).div_(255 * STD)
-
-
 def augment(x, chance):
     """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
     thickened or thinned at random, the whole batch at once on its device."""
@@ -366,6 +363,8 @@ def evaluate(net, digits):
     """(mean loss, number right) of the network in float32 over digits on the device."""
     import torch
     from torch.nn.functional import nll_loss
+
+    from MNISTdsource import normalise
     net.eval()
     loss, right = 0.0, 0
     with torch.no_grad():
@@ -416,14 +415,14 @@ def save_state(path, arguments, net, optimiser, history):
     The optimiser's settings follow from the recipe, and numbers that aren't tensors go as text:
     torch 1.13 refuses a float in a file that it may run no code of.
     """
-    from MNISTmodel import write_pickle
+    from MNISTweights import write_pickle
     write_pickle({"recipe": json.dumps(recipe(arguments)), "history": json.dumps(history),
                   "net": net.state_dict(), "optimiser": optimiser.state_dict()["state"]}, path)
 
 
 def resume(path, arguments, net, optimiser):
     """Put network and optimiser back to where `save_state` left them; gives the history so far."""
-    from MNISTmodel import read_pickle
+    from MNISTweights import read_pickle
     if not os.path.exists(path):
         raise UnavailableError(f"--resume: there is no unfinished run {path}")
     state = read_pickle(path, trust_pickle=False)

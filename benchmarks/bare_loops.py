@@ -33,9 +33,9 @@ def main():
 
     from MNISTdsource import load_digits
     from MNISTengine import open_engine, set_threads, why_not
-    from MNISTmodel import load_weights
+    from MNISTweights import load_network
     print(f"{set_threads(arguments.threads)} threads")
-    net = load_weights()
+    net = load_network().net
     images, _, _ = load_digits("test", arguments.data, arguments.data_dir)
     for name, (engine_name, make_bare) in BARE.items():
         if why_not(engine_name):

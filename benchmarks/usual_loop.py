@@ -54,8 +54,8 @@ def usual_training_epoch(data_dir):
     from torch.nn.functional import nll_loss
 
     from MNISTdsource import load_split
-    from MNISTengine import usual_dataset
     from MNISTmodel import Net
+    from MNISTtorch import usual_dataset
     net = Net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     dataset = usual_dataset(*load_split("train", data_dir))
@@ -84,8 +84,8 @@ def compare_inference(data_dir):
     """The 10,000 test digits by the usual loop and by our engines, in turns; medians."""
     from MNISTdsource import load_split
     from MNISTengine import open_engine, why_not
-    from MNISTmodel import load_weights
-    net = load_weights()
+    from MNISTweights import load_network
+    net = load_network().net
     images, _ = load_split("test", data_dir)
     names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]
     for batch_size in (64, 1):

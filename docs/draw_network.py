@@ -20,13 +20,13 @@ from matplotlib.patches import Rectangle  # noqa: E402
 from torch.nn.functional import max_pool2d, relu  # noqa: E402
 
 from MNISTdsource import generated_digits, normalise  # noqa: E402
-from MNISTmodel import load_weights  # noqa: E402
+from MNISTweights import load_network  # noqa: E402
 
 SHOWN = 7  # maps drawn of each layer, one behind the other
 
 
 def main():
-    net = load_weights()
+    net = load_network().net
     images, labels = generated_digits(100, seed=5)
     x = torch.from_numpy(normalise(images[labels == 3][:1]))
     figure = plt.figure(figsize=(11, 4), facecolor="white")

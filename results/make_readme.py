@@ -15,7 +15,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from CompareMNIST import format_report, read_record  # noqa: E402
+from MNISTreport import format_comparison, read_record  # noqa: E402
 from MNISTscript import make_parser, run_program, write_atomically  # noqa: E402
 
 INTRODUCTION = """\
@@ -44,7 +44,7 @@ def section(path):
     stem = os.path.splitext(path)[0]
     name = os.path.basename(stem)
     plot = f"![latency and throughput]({name}.png)\n\n" if os.path.exists(stem + ".png") else ""
-    return f"## {name}\n\n{plot}{format_report(read_record(path), markdown=True)}\n"
+    return f"## {name}\n\n{plot}{format_comparison(read_record(path), markdown=True)}\n"
 
 
 if __name__ == "__main__":

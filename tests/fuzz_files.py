@@ -237,10 +237,10 @@ def fuzz_idx(number):
 
 def fuzz_weights(number):
     """Throw damaged weights files at the loader; returns the Fuzzer, for its counts."""
-    from MNISTmodel import load_weights
 
+    from MNISTweights import load_network
     warnings.simplefilter("ignore")  # torch's own, about odd pickle protocols
-    return Fuzzer(load_weights).run(weights_recipes, build_weights, number)
+    return Fuzzer(load_network).run(weights_recipes, build_weights, number)
 
 
 def main():

@@ -24,8 +24,9 @@ def elsewhere(tmp_path_factory, small_mnist):
     scripts = tmp_path_factory.mktemp("anywhere") / FOLDER
     scripts.mkdir()
     for name in os.listdir(HERE):
-        if name.endswith(".py") or name == "NetMNIST.pth":
+        if name.endswith(".py"):
             shutil.copy(os.path.join(HERE, name), scripts)
+    shutil.copytree(os.path.join(HERE, "weights"), scripts / "weights")
     shutil.copytree(small_mnist, scripts / "data")
     there = scripts.parent / "cwd"
     there.mkdir()

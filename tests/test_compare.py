@@ -9,6 +9,8 @@ from scripts import run
 
 import CompareMNIST
 import MNISTengine
+import MNISTreport
+import MNISTtorch
 from MNISTscript import UnavailableError
 from MNISTtiming import empty_row, make_record
 
@@ -56,7 +58,7 @@ def test_speed_up_is_over_torch_on_the_cpu_at_the_same_batch(record):
 
 def test_report_fits_the_screen_and_holds_everything(record):
     record["warnings"].append("long " * 50)
-    report = CompareMNIST.format_report(record)
+    report = MNISTreport.format_comparison(record)
     assert max(map(len, report.split("\n"))) <= 100
     for text in ("2.50x", "99.01", "skipped: no GPU", "alas", "Jetson Nano: TensorRT", "50.0",
                  "13.5", "warning: long", record["machine"]["os"][:10]):
@@ -64,12 +66,12 @@ def test_report_fits_the_screen_and_holds_everything(record):
 
 
 def test_markdown_has_as_many_cells_in_every_line(record):
-    table = CompareMNIST.format_report(record, markdown=True).split("\n\n")[0].split("\n")
+    table = MNISTreport.format_comparison(record, markdown=True).split("\n\n")[0].split("\n")
     assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
 
 
 def test_ratio_has_about_three_digits():
-    assert [CompareMNIST.ratio(x) for x in (None, 0.5, 9.99, 12.34, 123.4)] == \
+    assert [MNISTreport.ratio(x) for x in (None, 0.5, 9.99, 12.34, 123.4)] == \
         ["-", "0.50x", "9.99x", "12.3x", "123x"]
 
 
@@ -87,9 +89,9 @@ def test_records_beside_each_other(files, tmp_path):
 def test_a_row_that_the_first_record_lacks_is_compared_with_the_next(record):
     first = copy.deepcopy(record)
     del first["rows"][0]
-    rows = CompareMNIST.merge_rows([first, record])
+    rows = MNISTreport.merge_rows([first, record])
     assert [(row["letter"], row["ratio"]) for row in rows
-            if CompareMNIST.row_key(row) == ("torch", "cpu", "fp32", 1)] == [("B", 1)]
+            if MNISTreport.row_key(row) == ("torch", "cpu", "fp32", 1)] == [("B", 1)]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"schema": 1, "rows": []}', "\0"])
@@ -105,7 +107,7 @@ def test_what_is_no_record_is_refused(tmp_path, content):
 def test_plot(record, tmp_path, end):
     path = tmp_path / f"plot.{end}"
     record["rows"][2].update(status="failed", reason="WRONG: answers differ")
-    CompareMNIST.save_plot(str(path), [record])
+    MNISTreport.save_plot(str(path), [record])
     assert path.stat().st_size > 5000
     if end == "svg":
         text = path.read_text()
@@ -124,7 +126,7 @@ def test_a_real_run(tmp_path, small_mnist):
                    "--device", "cpu", "--plot", tmp_path / "plot.png", "--json", path)
     record = json.loads(path.read_text())
     usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
-              and "cpu" in kind.devices and MNISTengine.why_not(name) is None]
+              and "cpu" in kind.precisions and MNISTengine.why_not(name) is None]
     ran = [row for row in record["rows"] if row["status"] == "ok"]
     assert [(row["engine"], row["batch_size"]) for row in ran] == \
         [(name, batch_size) for name in usable for batch_size in (1, 64)]
@@ -159,13 +161,13 @@ def in_process(monkeypatch, small_mnist, *flags):
 
 def with_engine(monkeypatch, engine, missing=None):
     """Register one engine more, called "other"."""
-    kind = MNISTengine.EngineKind("other", ("cpu",), ("fp32",), lambda device: missing, engine,
+    kind = MNISTengine.EngineKind("other", {"cpu": ("fp32",)}, lambda *_: missing, engine, False,
                                   False)
     monkeypatch.setitem(MNISTengine.ENGINES, "other", kind)
 
 
 def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
-    class Wrong(MNISTengine.TorchEngine):
+    class Wrong(MNISTtorch.TorchEngine):
         name = "other"
 
         def __call__(self, images):
@@ -180,7 +182,7 @@ def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, ca
 
 
 def test_an_engine_that_breaks_leaves_the_others_their_rows(monkeypatch, small_mnist, capsys):
-    class Broken(MNISTengine.TorchEngine):
+    class Broken(MNISTtorch.TorchEngine):
         def __call__(self, images):
             raise RuntimeError("out of\nmemory")
 

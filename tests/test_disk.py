@@ -10,7 +10,8 @@ import pytest
 import torch
 from scripts import run
 
-from MNISTmodel import Net, load_weights, save_weights
+from MNISTmodel import Net
+from MNISTweights import load_network, save_weights
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's ways to fail")
 
@@ -89,7 +90,7 @@ def test_full_disk_for_a_record(small_mnist, tmp_path):
 
 
 def test_read_only_folder(small_mnist, old_weights, forbid):
-    before = load_weights(old_weights / "net.pth").state_dict()
+    before = load_network(old_weights / "net.pth").net.state_dict()
     forbid(old_weights, 0o555)
     _, err = run(*training(small_mnist, "--output", old_weights / "net.pth"), status=2,
                  preexec_fn=heed_permissions)
@@ -101,7 +102,7 @@ def test_read_only_folder(small_mnist, old_weights, forbid):
     assert "torch  cpu fp32" in out  # the table is there all the same
     assert err == f"error: can't write {old_weights}/record.json: Permission denied\n"
     assert os.listdir(old_weights) == ["net.pth"]
-    after = load_weights(old_weights / "net.pth").state_dict()
+    after = load_network(old_weights / "net.pth").net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 

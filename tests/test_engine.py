@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import MNISTengine
+import MNISTruntimes
 from MNISTmodel import Net
-from MNISTscript import UnavailableError
+from MNISTscript import UnavailableError, package_missing
 from MNISTtiming import TOLERANCE
 
 
@@ -41,7 +42,7 @@ def answers_of(engine, images):
 
 @pytest.mark.parametrize("batch_size", [1, 16, 64])
 @pytest.mark.parametrize("name", [name for name in QUICK
-                                  if "cpu" in MNISTengine.ENGINES[name].devices])
+                                  if "cpu" in MNISTengine.ENGINES[name].precisions])
 def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
     answers = answers_of(engine, images)
@@ -55,7 +56,7 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("name", [name for name in QUICK if name != "tensorrt"  # see test_gpu.py
-                                  and "cuda" in MNISTengine.ENGINES[name].devices])
+                                  and "cuda" in MNISTengine.ENGINES[name].precisions])
 def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cuda", batch_size=batch_size)
     reference = MNISTengine.reference_answers(net, images)
@@ -103,7 +104,7 @@ def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_onnxruntime_on_another_provider_is_refused(net, monkeypatch):
     open_or_skip("onnxruntime", net, "cpu")
-    monkeypatch.setitem(MNISTengine.OnnxRuntimeEngine.PROVIDERS, "cpu", ("AzureProvider", {}))
+    monkeypatch.setitem(MNISTruntimes.OnnxRuntimeEngine.PROVIDERS, "cpu", ("AzureProvider", {}))
     with pytest.raises(UnavailableError, match="uses CPUExecutionProvider in place of Azure"):
         MNISTengine.open_engine("onnxruntime", net)
 
@@ -119,14 +120,16 @@ def test_usual_loop_reads_the_digits_it_is_given(net, images):
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert "openvino" in MNISTengine.why_not("openvino")
-    assert MNISTengine.package_missing("no_such_package") == \
+    assert package_missing("no_such_package") == \
         "no_such_package is not installed; pip install no_such_package"
 
 
 def test_registry_is_complete():
     for name, kind in MNISTengine.ENGINES.items():
-        assert kind.name == name and set(kind.devices) <= {"cpu", "cuda"}
-        assert kind.precisions[0] == "fp32" and callable(kind.missing) and callable(kind.open)
+        assert kind.name == name and set(kind.precisions) <= {"cpu", "cuda"}
+        assert all(precisions[0] == "fp32" and set(precisions) <= set(MNISTengine.PRECISIONS)
+                   for precisions in kind.precisions.values())
+        assert callable(kind.missing) and callable(kind.open)
 
 
 def test_compute_is_the_same_network(net, images):

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from MNISTdsource import MEAN, STD, normalise
-from MNISTmodel import ONNX_TOLERANCE, check_onnx, export_onnx, onnx_bytes
+from MNISTdsource import normalise
+from MNISTonnx import ONNX_TOLERANCE, check_onnx, export_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError
 
 
@@ -29,7 +29,7 @@ def expected(net, images):
 @pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
-    checked = export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision)
+    checked = export_onnx(net, tmp_path / "net.onnx", precision)
     assert "ONNX checker" in checked and "ONNX Runtime" in checked
     assert os.listdir(tmp_path) == ["net.onnx"]  # no .onnx.data beside it
     model = onnx.load(tmp_path / "net.onnx")
@@ -51,7 +51,7 @@ def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
-    export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision)
+    export_onnx(net, tmp_path / "net.onnx", precision)
     difference = np.abs(answers(tmp_path / "net.onnx", digits[:batch])
                         - expected(net, digits[:batch])).max()
     assert difference < (1e-4 if precision == "fp32" else 0.1)
@@ -63,10 +63,10 @@ def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
     from MNISTdsource import load_split
-    from MNISTmodel import load_weights
-    net = load_weights()
+    from MNISTweights import load_network
+    net = load_network().net
     images, _ = load_split("test", mnist_dir)
-    export_onnx(net, tmp_path / "net.onnx", MEAN, STD, precision, images)
+    export_onnx(net, tmp_path / "net.onnx", precision, images)
     for batch in (images[:1], images[:64], images[-16:]):
         difference = np.abs(answers(tmp_path / "net.onnx", batch) - expected(net, batch)).max()
         assert difference <= ONNX_TOLERANCE[precision]
@@ -75,33 +75,33 @@ def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
 def test_a_graph_that_answers_otherwise_leaves_nothing_behind(net, tmp_path, monkeypatch):
     other = copy.deepcopy(net)
     other.conv1.bias.data[7] += 0.5
-    graph = onnx_bytes(other, MEAN, STD)
-    monkeypatch.setattr("MNISTmodel.onnx_bytes", lambda *_: graph)
+    graph = onnx_bytes(other)
+    monkeypatch.setattr("MNISTonnx.onnx_bytes", lambda *_: graph)
     with pytest.raises(MNISTError, match="answers differently from torch: by"):
-        export_onnx(net, tmp_path / "net.onnx", MEAN, STD)
+        export_onnx(net, tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_graph_that_is_no_onnx_leaves_the_old_file(net, tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"old")
-    model = onnx.load_model_from_string(onnx_bytes(net, MEAN, STD))
+    model = onnx.load_model_from_string(onnx_bytes(net))
     del model.graph.initializer[0]
     graph = model.SerializeToString()
-    monkeypatch.setattr("MNISTmodel.onnx_bytes", lambda *_: graph)
+    monkeypatch.setattr("MNISTonnx.onnx_bytes", lambda *_: graph)
     with pytest.raises(MNISTError, match="the exported ONNX graph is invalid"):
-        export_onnx(net, tmp_path / "net.onnx", MEAN, STD)
+        export_onnx(net, tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").read_bytes() == b"old"
 
 
 def test_nan_is_a_difference(net):
-    graph = onnx_bytes(net, MEAN, STD)
+    graph = onnx_bytes(net)
     net.fc2.bias.data[3] = float("nan")
     with pytest.raises(MNISTError, match="nan"):
-        check_onnx(graph, net, MEAN, STD, "fp32")
+        check_onnx(graph, net, "fp32")
 
 
 def test_few_digits_are_enough_to_check_on(net, digits, tmp_path):
-    assert "ONNX Runtime" in export_onnx(net, tmp_path / "net.onnx", MEAN, STD, digits=digits[:2])
+    assert "ONNX Runtime" in export_onnx(net, tmp_path / "net.onnx", digits=digits[:2])
 
 
 def without(monkeypatch, *packages):
@@ -117,9 +117,9 @@ def without(monkeypatch, *packages):
 
 
 def test_without_onnx_and_onnxruntime_it_says_unchecked(net, monkeypatch):
-    graph = onnx_bytes(net, MEAN, STD)
+    graph = onnx_bytes(net)
     without(monkeypatch, "onnx", "onnxruntime")
-    assert check_onnx(graph, net, MEAN, STD, "fp32").startswith("not checked")
+    assert check_onnx(graph, net, "fp32").startswith("not checked")
 
 
 def test_a_torch_that_needs_onnx_says_so(net, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_torch_that_needs_onnx_says_so(net, monkeypatch):
 
     monkeypatch.setattr("torch.onnx.export", old_or_new_export)
     with pytest.raises(UnavailableError, match="pip install onnx"):
-        onnx_bytes(net, MEAN, STD)
+        onnx_bytes(net)
 
 
 def test_a_torch_without_float16_on_the_cpu_says_so(net, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_torch_without_float16_on_the_cpu_says_so(net, monkeypatch):
 
     monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
     with pytest.raises(UnavailableError, match="float16"):
-        onnx_bytes(net, MEAN, STD, "fp16")
+        onnx_bytes(net, "fp16")
 
 
 def test_the_older_exporter_is_asked_for_only_where_there_are_two(net, monkeypatch):
@@ -152,4 +152,4 @@ def test_the_older_exporter_is_asked_for_only_where_there_are_two(net, monkeypat
         f.write(b"graph")
 
     monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
-    assert onnx_bytes(net, MEAN, STD) == b"graph"
+    assert onnx_bytes(net) == b"graph"

@@ -5,18 +5,20 @@ import pytest
 import torch
 from scripts import run
 
+from MNISTcuda import MEMORIES, TorchMemory
 from MNISTdsource import generated_digits
-from MNISTengine import reference_answers
-from MNISTmodel import load_weights
-from MNISTtensorrt import MEMORIES, PRECISIONS, TorchMemory, open_tensorrt, why_not
+from MNISTengine import ENGINES, reference_answers
+from MNISTtensorrt import cached_engine, tensorrt_missing
 from MNISTtiming import TOLERANCE, time_engine
+from MNISTweights import load_network
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+MISSING = tensorrt_missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
 
 @pytest.fixture(scope="module")
 def net():
-    return load_weights()
+    return load_network().net
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,16 @@ def stem(tmp_path):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ENGINES["tensorrt"].precisions["cuda"])
 @pytest.mark.parametrize("batch_size, batches",
                          [(1, None), (64, None), (1, (1, 64)), (64, (1, 64))])
 def test_answers_of_a_real_engine(net, digits, stem, memory, precision, batch_size, batches):
-    if MEMORIES[memory].why_not():
-        pytest.skip(MEMORIES[memory].why_not())
+    if MEMORIES[memory].missing():
+        pytest.skip(MEMORIES[memory].missing())
     images, _ = digits
     expected = reference_answers(net, images)
     for _ in ("built", "loaded from the cache"):
-        engine = open_tensorrt(net, precision, batch_size, batches, stem, memory)
+        engine = cached_engine(net, "cuda", precision, batch_size, batches, stem, memory)
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             np.testing.assert_allclose(engine(images[batch]), expected[batch], rtol=0,
@@ -49,7 +51,7 @@ def test_answers_of_a_real_engine(net, digits, stem, memory, precision, batch_si
 
 def test_a_cuda_graph_gives_what_the_plain_calls_give(net, digits, stem):
     images, _ = digits
-    engine = open_tensorrt(net, "fp32", 64, stem=stem, memory="torch")
+    engine = cached_engine(net, "cuda", "fp32", 64, stem=stem, memory="torch")
     assert engine.detail.endswith("CUDA graph") == (torch.version.cuda >= "11")
     with_graph = engine(images[:64]).copy()
     engine.run_all = engine.start_all
@@ -59,7 +61,7 @@ def test_a_cuda_graph_gives_what_the_plain_calls_give(net, digits, stem):
 
 def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
     images, _ = digits
-    engine = open_tensorrt(net, "fp32", 16, stem=stem, memory="torch")
+    engine = cached_engine(net, "cuda", "fp32", 16, stem=stem, memory="torch")
     engine(images[16:32])
     engine.compute(engine.prepare(images[:16]))
     engine.synchronise()
@@ -70,7 +72,7 @@ def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
 
 def test_timing_a_real_engine(net, digits, stem):
     images, labels = digits
-    engine = open_tensorrt(net, "fp16", 64, stem=stem)
+    engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
     row = time_engine(engine, images, labels, reference_answers(net, images))
     engine.close()
     assert row["status"] == "ok"
@@ -80,12 +82,12 @@ def test_timing_a_real_engine(net, digits, stem):
 
 def test_torch_lives_on_beside_the_engine(net, digits, stem):
     images, _ = digits
-    engine = open_tensorrt(net, "fp32", 1, stem=stem)
+    engine = cached_engine(net, "cuda", "fp32", 1, stem=stem)
     assert torch.ones(3, device="cuda").sum().item() == 3
     engine(images[:1])
     engine.close()
     assert torch.ones(3, device="cuda").sum().item() == 3
-    assert TorchMemory.why_not() is None
+    assert TorchMemory.missing() is None
 
 
 def test_program_on_a_gpu(tmp_path):

@@ -16,7 +16,8 @@ import pytest
 import torch
 from scripts import read_until, run, start
 
-from MNISTmodel import Net, load_weights, save_weights
+from MNISTmodel import Net
+from MNISTweights import load_network, save_weights
 
 KILLS = int(os.environ.get("KILLS", 2))
 
@@ -42,7 +43,7 @@ def test_killed_while_saving(tmp_path):
         time.sleep(chance.uniform(0.005, 0.1))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        loaded = load_weights(path)
+        loaded = load_network(path).net
         found[[same(loaded, net) for net in nets].index(True)] += 1
     assert min(found) > 0  # or it was never killed at work
     print(f"killed {sum(found)} times; found one network {found[0]} times, the other {found[1]}")
@@ -52,7 +53,7 @@ def test_killed_while_training(small_mnist, tmp_path):
     command = ["TrainMNIST.py", "--data-dir", small_mnist, "--device", "cpu", "--threads", 1,
                "--epochs", 4, "--augment", "--output"]
     run(*command, tmp_path / "undisturbed.pth")
-    new = load_weights(tmp_path / "undisturbed.pth")
+    new = load_network(tmp_path / "undisturbed.pth").net
     old, path, state = Net(), tmp_path / "net.pth", tmp_path / "net.pth.resume"
     save_weights(old, path)
     chance = random.Random(0)
@@ -67,8 +68,8 @@ def test_killed_while_training(small_mnist, tmp_path):
         _, err = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), err
         kills += process.returncode != 0
-        done = same(load_weights(path), new)
-        assert done or process.returncode and same(load_weights(path), old)
+        done = same(load_network(path).net, new)
+        assert done or process.returncode and same(load_network(path).net, old)
         if done:
             finished += 1
             save_weights(old, path)

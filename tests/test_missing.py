@@ -55,8 +55,9 @@ def scripts_alone(tmp_path):
     folder = tmp_path / "scripts"
     folder.mkdir()
     for name in os.listdir(HERE):
-        if name.endswith(".py") or name == "NetMNIST.pth":
+        if name.endswith(".py"):
             shutil.copy(os.path.join(HERE, name), folder)
+    shutil.copytree(os.path.join(HERE, "weights"), folder / "weights")
     return folder
 
 

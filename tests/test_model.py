@@ -9,8 +9,10 @@ import fuzz_files
 import pytest
 import torch
 
-from MNISTmodel import Net, fold_normalisation, load_weights, save_weights
+from MNISTfold import fold
+from MNISTmodel import Net
 from MNISTscript import MNISTError, UnavailableError
+from MNISTweights import load_network, save_weights
 
 
 class RunsCode:
@@ -59,7 +61,7 @@ def test_network_is_the_samples(net):
 
 def test_folded_network_takes_raw_grey_levels(net):
     grey = torch.randint(0, 256, (16, 1, 28, 28)).float()
-    folded = fold_normalisation(net, mean=0.1307, std=0.3081)
+    folded = fold(net)
     expected = net((grey / 255 - 0.1307) / 0.3081)
     assert torch.allclose(folded(grey), expected, atol=1e-5)
     assert not torch.allclose(net(grey), expected, atol=1e-2)
@@ -68,7 +70,7 @@ def test_folded_network_takes_raw_grey_levels(net):
 def test_weights_come_back_as_saved(net, tmp_path):
     net = net.to(memory_format=torch.channels_last)
     save_weights(net, tmp_path / "net.pth")
-    loaded = load_weights(tmp_path / "net.pth")
+    loaded = load_network(tmp_path / "net.pth").net
     assert same_weights(net, loaded) and not loaded.training
     assert os.listdir(tmp_path) == ["net.pth"]
 
@@ -80,18 +82,18 @@ def test_file_is_a_plain_state_dict(net, tmp_path):
 
 
 def test_shipped_weights_are_a_plain_state_dict():
-    assert not load_weights().training
+    assert not load_network().net.training
 
 
 def test_state_dict_of_either_format(net, tmp_path, torch_save):
-    assert same_weights(net, load_weights(torch_save(net.state_dict(), tmp_path / "net.pth")))
+    assert same_weights(net, load_network(torch_save(net.state_dict(), tmp_path / "net.pth")).net)
 
 
 def test_pickled_module_is_refused_unless_trusted(net, tmp_path, torch_save):
     path = torch_save(net, tmp_path / "module.pth")
     with pytest.raises(MNISTError, match="(?s)names code to run.*--trust-pickle"):
-        load_weights(path)
-    assert same_weights(net, load_weights(path, trust_pickle=True))
+        load_network(path)
+    assert same_weights(net, load_network(path, trust_pickle=True).net)
 
 
 @heeds_pickle_module
@@ -104,34 +106,34 @@ def test_trusted_module_may_come_from_another_script(net, tmp_path, torch_save, 
     net.__class__ = script.Net
     path = torch_save(net, tmp_path / "module.pth")
     monkeypatch.delitem(sys.modules, script.__name__)
-    assert same_weights(net, load_weights(path, trust_pickle=True))
+    assert same_weights(net, load_network(path, trust_pickle=True).net)
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path, torch_save):
     path = torch_save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
     with pytest.raises(MNISTError, match="refused"):
-        load_weights(path)
+        load_network(path)
     assert not (tmp_path / "proof").exists()
     with pytest.raises(MNISTError):  # the trap does work: the file isn't weights, but code ran
-        load_weights(path, trust_pickle=True)
+        load_network(path, trust_pickle=True)
     assert (tmp_path / "proof").exists()
 
 
 @heeds_pickle_module
 def test_without_weights_only_nothing_is_run_either(net, tmp_path, torch_save, monkeypatch):
     """torch before 1.13 has no weights_only: our own unpickler stands in."""
-    import MNISTmodel
+    import MNISTweights
     torch_load = torch.load
-    monkeypatch.setattr(MNISTmodel, "HAS_WEIGHTS_ONLY", False)
+    monkeypatch.setattr(MNISTweights, "HAS_WEIGHTS_ONLY", False)
     monkeypatch.setattr(torch, "load", lambda *args, **named: torch_load(
         *args, weights_only=False, **named))
     evil = torch_save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
     with pytest.raises(MNISTError, match="refused"):
-        load_weights(evil)
+        load_network(evil)
     assert not (tmp_path / "proof").exists()
     with pytest.raises(MNISTError, match="refused"):
-        load_weights(torch_save(net, tmp_path / "module.pth"))
-    assert same_weights(net, load_weights(torch_save(net.state_dict(), tmp_path / "net.pth")))
+        load_network(torch_save(net, tmp_path / "module.pth"))
+    assert same_weights(net, load_network(torch_save(net.state_dict(), tmp_path / "net.pth")).net)
 
 
 @pytest.mark.parametrize("damage, words", [
@@ -148,14 +150,14 @@ def test_foreign_state_names_the_tensor(net, tmp_path, damage, words):
     damage(state)
     torch.save(state, tmp_path / "net.pth")
     with pytest.raises(MNISTError, match=words):
-        load_weights(tmp_path / "net.pth")
+        load_network(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more", b"\x80\x02K\x01."])
 def test_other_files_are_not_weights(tmp_path, content):
     (tmp_path / "net.pth").write_bytes(content)
     with pytest.raises(MNISTError, match="net.pth"):
-        load_weights(tmp_path / "net.pth")
+        load_network(tmp_path / "net.pth")
 
 
 def test_truncated_weights(net, tmp_path):
@@ -164,14 +166,14 @@ def test_truncated_weights(net, tmp_path):
     for length in (100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "net.pth").write_bytes(whole[:length])
         with pytest.raises(MNISTError, match="damaged"):
-            load_weights(tmp_path / "net.pth")
+            load_network(tmp_path / "net.pth")
 
 
 def test_no_weights_file(tmp_path):
     with pytest.raises(UnavailableError, match="no weights file.*TrainMNIST.py"):
-        load_weights(tmp_path / "net.pth")
+        load_network(tmp_path / "net.pth")
     with pytest.raises(UnavailableError):
-        load_weights(tmp_path)
+        load_network(tmp_path)
 
 
 def test_a_zip_bomb_is_not_expanded(net, tmp_path):
@@ -182,11 +184,11 @@ def test_a_zip_bomb_is_not_expanded(net, tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in records.items():
             archive.writestr(name, bytes(300 << 20) if name.endswith("/data/4") else content)
-    fuzzer = fuzz_files.Fuzzer(load_weights)
+    fuzzer = fuzz_files.Fuzzer(load_network)
     fuzzer.check(str(path))  # fails where it takes more than 200 MB or a second
     assert fuzzer.refused == 1
     with pytest.raises(MNISTError, match="bytes packed into fewer"):
-        load_weights(path)
+        load_network(path)
 
 
 def test_a_flipped_bit_is_seen(net, tmp_path):
@@ -196,4 +198,4 @@ def test_a_flipped_bit_is_seen(net, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(MNISTError, match="wrong checksum"):
-        load_weights(path)
+        load_network(path)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from windows import draw, ink
 
+from MNISTcanvas import Canvas
 from MNISTdsource import digit_from_drawing, normalise
-from MNISTmodel import load_weights
-from MNISTwidgets import Canvas
+from MNISTweights import load_network
 
 SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen
 
@@ -15,7 +15,7 @@ SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen
 def share_read(digits, labels):
     """The share of the digits, uint8 (N, 28, 28), that the shipped network reads as labelled."""
     with torch.no_grad():
-        log_probabilities = load_weights()(torch.from_numpy(normalise(digits)))
+        log_probabilities = load_network().net(torch.from_numpy(normalise(digits)))
     return (log_probabilities.argmax(1).numpy() == labels).mean()
 
 

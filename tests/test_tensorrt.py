@@ -14,18 +14,20 @@ from scripts import run
 
 import InfMNISTcudaRT
 import MNISTtensorrt
-from MNISTdsource import MEAN, STD
+import MNISTweights
 from MNISTengine import reference_answers
-from MNISTmodel import Net, onnx_bytes, save_weights
+from MNISTmodel import Net
+from MNISTonnx import onnx_bytes
 from MNISTscript import MNISTError, UnavailableError
 from MNISTtensorrt import (
     EngineFile,
+    cached_engine,
+    engine_from_file,
     engine_path,
     load_engine,
-    open_engine_file,
-    open_tensorrt,
-    why_not,
+    tensorrt_missing,
 )
+from MNISTweights import save_weights
 
 FP16_TOLERANCE = 0.1
 
@@ -189,7 +191,7 @@ class Machine:
         if memory == "pycuda":
             modules.update(fake_pycuda(self.device))
         else:
-            onnx_bytes(Net(), MEAN, STD)  # torch imports its exporter late: while it is still torch
+            onnx_bytes(Net())  # torch imports its exporter late: while it is still torch
             modules.update({"pycuda": None, "torch": fake_torch(self.device, **torch_settings)})
         for name, module in modules.items():
             self.monkeypatch.setitem(sys.modules, name, module)
@@ -221,7 +223,7 @@ def test_every_generation_answers_right(machine, net, digits, stem, version, nam
                                         batches):
     machine.install(version, name)
     count = 144 if batch_size > 1 else 5
-    engine = open_tensorrt(net, "fp32", batch_size, batches, stem)
+    engine = cached_engine(net, "cuda", "fp32", batch_size, batches, stem)
     check_answers(engine, net, digits[:count])
     call = "execute_async_v2" if version.startswith(("8.2", "8.4")) else "execute_async_v3"
     assert set(machine.device.calls) == {call}
@@ -235,7 +237,7 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
     trt = machine.install(version, name)
     if not hasattr(trt.BuilderFlag, "FP16"):
         request.getfixturevalue("half_precision")
-    engine = open_tensorrt(net, "fp16", 64, stem=stem)
+    engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
     check_answers(engine, net, digits, FP16_TOLERANCE)
     rounded = np.abs(engine(digits[:64]) - reference_answers(net, digits[:64])).max()
     assert rounded > 1e-4  # it did compute in half precision
@@ -248,7 +250,9 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
 def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem, version, graphs):
     expected = reference_answers(net, digits[:64])
     machine.install(version, memory="torch", graphs=graphs)
-    engine = open_tensorrt(net, "fp32", 64, stem=stem, memory="torch")
+    engine = cached_engine(net, "cuda", "fp32", 64, stem=stem, memory="torch")
+    assert machine.device.calls == []  # the first call is the user's
+    engine(digits[:64])
     calls = len(machine.device.calls)
     for start in (0, 16):
         np.testing.assert_allclose(engine(digits[start:64]), expected[start:], atol=1e-4, rtol=0)
@@ -261,9 +265,9 @@ def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem,
 def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, memory):
     expected = reference_answers(net, digits[:3])
     machine.install("10.3.0.26", memory=memory)
-    engine = open_tensorrt(net, "fp32", 3, stem=stem)
+    engine = cached_engine(net, "cuda", "fp32", 3, stem=stem)
     x = engine.prepare(digits[:3])
-    engine.images[:] = 0  # compute must not copy again
+    engine.pixels[:] = 0  # compute must not copy again
     engine.compute(x)
     engine.synchronise()
     answer = machine.device.read(engine.memory.address(engine.device_log_probs), (3, 10))
@@ -272,7 +276,7 @@ def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, mem
 
 def test_tf32_only_where_asked(machine, net):
     trt = machine.install("10.3.0.26")
-    graph = onnx_bytes(net, MEAN, STD)
+    graph = onnx_bytes(net)
     for precision, flags in (("fp32", []), ("tf32", ["TF32"]), ("fp16", ["FP16"])):
         plan = MNISTtensorrt.build_engine(trt, graph, precision, (1, 1))
         assert fake_tensorrt.pickle.loads(plan[4:])["flags"] == flags
@@ -280,11 +284,11 @@ def test_tf32_only_where_asked(machine, net):
 
 def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, capsys):
     machine.install("8.2.1.9")
-    open_tensorrt(net, "fp32", 1, stem=stem)
+    cached_engine(net, "cuda", "fp32", 1, stem=stem)
     machine.device.failing.add("build")
-    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
     with pytest.raises(MNISTError, match="built no engine: Could not find any implementation"):
-        open_tensorrt(net, "fp32", 1, stem=stem, rebuild=True)
+        cached_engine(net, "cuda", "fp32", 1, stem=stem, rebuild=True)
     with open(stem + ".rt.json") as file:
         record = json.load(file)
     assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
@@ -292,16 +296,16 @@ def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, c
 
 def test_an_engine_of_another_tensorrt_is_built_again(machine, net, digits, stem, capsys):
     machine.install("8.6.1.6")
-    open_tensorrt(net, "fp32", 1, stem=stem)
+    cached_engine(net, "cuda", "fp32", 1, stem=stem)
     machine.install("10.3.0.26")
-    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
     assert "tensorrt_version is 8.6.1.6, wanted is 10.3.0.26" in capsys.readouterr().err
 
 
 def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem, capsys,
                                                      monkeypatch):
     trt = machine.install("10.3.0.26")
-    open_tensorrt(net, "fp32", 1, stem=stem)
+    cached_engine(net, "cuda", "fp32", 1, stem=stem)
     loads = []
     real_load = trt.Runtime.deserialize_cuda_engine
 
@@ -311,7 +315,7 @@ def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem,
         return real_load(self, plan)
 
     monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", load_second)
-    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
     said = capsys.readouterr().err
     assert len(loads) == 2 and "is built anew" in said and "Version tag does not match" in said
 
@@ -319,7 +323,7 @@ def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem,
 def test_a_folder_that_cannot_be_written_is_a_warning(machine, net, digits, tmp_path, capsys):
     machine.install("10.3.0.26")
     stem = str(tmp_path / "missing" / "NetMNIST")
-    check_answers(open_tensorrt(net, "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
     assert "warning: can't write" in capsys.readouterr().err
 
 
@@ -333,16 +337,16 @@ def test_a_folder_that_cannot_be_written_is_a_warning(machine, net, digits, tmp_
     ("shape", "TensorRT refused batch 1: Static dimension mismatch"),
 ])
 @pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0.26"])
-def test_what_tensorrt_refuses_is_quoted(machine, net, stem, version, failing, words):
+def test_what_tensorrt_refuses_is_quoted(machine, net, digits, stem, version, failing, words):
     machine.install(version)
     machine.device.failing.add(failing)
     with pytest.raises(MNISTError, match=words):
-        open_tensorrt(net, "fp32", 1, (1, 64), stem)
+        cached_engine(net, "cuda", "fp32", 1, (1, 64), stem)(digits[:1])
 
 
 def test_execute_that_starts_to_fail_is_an_error(machine, net, digits, stem):
     machine.install("10.3.0.26")
-    engine = open_tensorrt(net, "fp32", 1, stem=stem)
+    engine = cached_engine(net, "cuda", "fp32", 1, stem=stem)
     engine(digits[:1])
     machine.device.failing.add("execute")
     with pytest.raises(MNISTError, match="refused to run"):
@@ -351,35 +355,35 @@ def test_execute_that_starts_to_fail_is_an_error(machine, net, digits, stem):
 
 def test_engine_files_built_elsewhere(machine, net, digits, stem):
     machine.install("10.3.0.26")
-    open_tensorrt(net, "fp32", 64, (16, 64), stem)
+    cached_engine(net, "cuda", "fp32", 64, (16, 64), stem)
     path = stem + "-b16to64.rt"
-    engine = open_engine_file(path)
+    engine = engine_from_file(path)
     assert engine.batch_size == 64
     check_answers(engine, net, digits)
-    assert open_engine_file(path, batch_size=16).batch_size == 16
+    assert engine_from_file(path, batch_size=16).batch_size == 16
     with pytest.raises(UnavailableError, match="takes batches of 16 to 64, not 1"):
-        open_engine_file(path, batch_size=1)
+        engine_from_file(path, batch_size=1)
     with pytest.raises(UnavailableError, match="can't read"):
-        open_engine_file(stem + "-none.rt")
+        engine_from_file(stem + "-none.rt")
     with pytest.raises(MNISTError, match="Magic tag"):
-        open_engine_file(stem + ".onnx")
+        engine_from_file(stem + ".onnx")
 
 
 def test_an_engine_of_another_network_is_refused(machine, net, stem, monkeypatch):
     trt = machine.install("8.2.1.9")
-    open_tensorrt(net, "fp32", 1, stem=stem)
+    cached_engine(net, "cuda", "fp32", 1, stem=stem)
     monkeypatch.setattr(trt.DataType, "__eq__", lambda *_: False)
     with pytest.raises(MNISTError, match="isn't of this network"):
-        open_engine_file(stem + ".rt")
+        engine_from_file(stem + ".rt")
 
 
 def test_what_is_missing_is_said(monkeypatch):
     for module in ("tensorrt", "tensorrt_rtx", "pycuda"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install tensorrt" in why_not()
+    assert "pip install tensorrt" in tensorrt_missing()
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/etc/nv_tegra_release")
-    assert "apt install python3-libnvinfer" in why_not()
-    assert "--system-site-packages" in why_not()
+    assert "apt install python3-libnvinfer" in tensorrt_missing()
+    assert "--system-site-packages" in tensorrt_missing()
 
 
 def test_a_broken_tensorrt_is_not_called_missing(monkeypatch, tmp_path):
@@ -387,7 +391,7 @@ def test_a_broken_tensorrt_is_not_called_missing(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert "libnvinfer.so.10: no such file" in why_not()
+    assert "libnvinfer.so.10: no such file" in tensorrt_missing()
 
 
 # --- The program ---------------------------------------------------------------------------------
@@ -444,7 +448,7 @@ def test_program_with_one_dynamic_engine(program, machine, tmp_path, capsys):
 def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, net, stem, capsys):
     machine.install("10.3.0.26")
     net.conv1.bias.data[3] += 1
-    open_tensorrt(net, "fp32", 64, stem=stem)
+    cached_engine(net, "cuda", "fp32", 64, stem=stem)
     with pytest.raises(MNISTError, match="b64.rt: WRONG: answers differ from the reference by"):
         program("--engine", stem + "-b64.rt")
     assert "images" not in capsys.readouterr().out  # an error, not a row
@@ -457,7 +461,7 @@ def test_program_builds_only(program, rtx, stem, capsys):
 
 
 def test_program_builds_only_but_cannot_save(program, rtx, stem, monkeypatch):
-    monkeypatch.setattr(InfMNISTcudaRT, "stem", lambda weights: "/proc/none/NetMNIST")
+    monkeypatch.setattr(MNISTweights.Network, "stem", "/proc/none/NetMNIST")
     with pytest.raises(MNISTError, match="could not be saved"):
         program("--build-only")
 

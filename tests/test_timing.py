@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+import MNISTreport
 import MNISTtiming
 
 IMAGES, CLASSES = 100, 10
@@ -135,7 +136,7 @@ def test_wrong_answers_fail_the_row(wrong):
     assert row["status"] == "failed" and "WRONG" in row["reason"]
     record = MNISTtiming.make_record({}, [row])
     json.dumps(record, allow_nan=False)
-    assert "failed: WRONG" in MNISTtiming.format_report(record)
+    assert "failed: WRONG" in MNISTreport.format_report(record)
 
 
 def test_percentiles_need_calls_beyond_them():
@@ -174,7 +175,7 @@ def test_table_fits_the_screen_and_keeps_rows_that_did_not_run():
         row["engine"] = "torch-compile"
         row["end_to_end"].update(total_s=1234.567, images_per_s=1234567, median_ms=1234.5)
     rows.append(MNISTtiming.empty_row("tensorrt", "cuda", "fp16", 64, IMAGES, reason="no GPU here"))
-    lines = MNISTtiming.format_table(rows).split("\n")
+    lines = MNISTreport.format_table(rows).split("\n")
     assert max(map(len, lines)) <= 100
     assert lines[-1].startswith("tensorrt") and lines[-1].endswith("skipped: no GPU here")
 
@@ -184,11 +185,11 @@ def test_rows_skipped_for_one_reason_share_a_line_of_at_most_100_columns():
     rows = [MNISTtiming.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason)
             for size in (1, 64)]
     rows.append(measure(FakeEngine(batch_size=64, delay=0)))
-    lines = MNISTtiming.format_table(rows).split("\n")
+    lines = MNISTreport.format_table(rows).split("\n")
     assert max(map(len, lines)) <= 100
     assert lines[3].startswith("torch  cuda fp32  1 64  skipped: no usable NVIDIA GPU")
     assert " ".join(" ".join(lines[3:-1]).split()).endswith(reason.strip())
-    markdown = MNISTtiming.format_markdown(rows).split("\n")
+    markdown = MNISTreport.format_markdown(rows).split("\n")
     assert len(markdown) == 4 and len({line.count("|") for line in markdown}) == 1
 
 

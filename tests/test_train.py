@@ -12,7 +12,7 @@ import torch
 from scripts import ROOT, run, start
 
 import TrainMNIST
-from MNISTmodel import load_weights
+from MNISTweights import load_network
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def train(small_mnist, tmp_path):
         output = tmp_path / name
         run("TrainMNIST.py", "--data-dir", small_mnist, "--device", "cpu", "--threads", 1,
             "--epochs", 3, "--output", output, *flags, status=status)
-        return load_weights(output).state_dict()
+        return load_network(output).net.state_dict()
     return run_training
 
 
@@ -48,7 +48,7 @@ def test_killed_run_resumes_to_the_same_weights(train, small_mnist, tmp_path):
     assert not output.exists()
     out, _ = run(*command, "--resume")
     assert "resuming after epoch" in out
-    assert identical(undisturbed, load_weights(output).state_dict())
+    assert identical(undisturbed, load_network(output).net.state_dict())
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "b.pth"]
 
 
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one(train, small_mnist, tmp_path):
         pytest.skip("torch 1.13's torchrun doesn't run on Python 3.11")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 3/3") == 1 and "in each of 2 processes" in done.stdout
-    together = load_weights(output).state_dict()
+    together = load_network(output).net.state_dict()
     for key, tensor in alone.items():
         assert torch.allclose(tensor, together[key], atol=2e-3), key
     assert not identical(alone, together)  # the sums are added in another order

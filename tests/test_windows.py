@@ -13,7 +13,7 @@ from PyQt5.QtWidgets import QApplication, QFileDialog
 from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place, settle
 
 import GraphMNIST
-import MNISTwidgets
+import MNISTcanvas
 from MNISTdsource import digit_from_drawing
 
 
@@ -338,7 +338,7 @@ def test_open_dark_on_light_of_another_shape(window, tmp_path, monkeypatch):
     draw(window.canvas, SEVEN)
     page = QImage(300, 200, QImage.Format_ARGB32)
     page.fill(Qt.transparent)
-    seven = MNISTwidgets.to_image(255 - ink(window.canvas)).scaled(200, 200)
+    seven = MNISTcanvas.to_image(255 - ink(window.canvas)).scaled(200, 200)
     painter = QPainter(page)
     painter.drawImage(50, 0, seven)
     painter.end()

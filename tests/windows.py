@@ -19,9 +19,10 @@ from PyQt5.QtGui import QMouseEvent
 from PyQt5.QtTest import QTest
 from PyQt5.QtWidgets import QApplication, QWidget
 
-import MNISTwidgets
+import MNISTcanvas
+import MNISTwindow
 
-application = MNISTwidgets.start_application("tests")
+application = MNISTwindow.start_application("tests")
 
 # A digit as strokes of (x, y), on a scale of 0 to 1.
 SEVEN = [[(0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (0.62, 0.5), (0.48, 0.85)]]
@@ -84,7 +85,7 @@ def key(window, key, modifier=Qt.NoModifier):
 
 def place(canvas, x, y):
     """QPointF of the canvas widget for coordinates from 0 to 1."""
-    square = MNISTwidgets.largest_square(canvas.rect())
+    square = MNISTcanvas.largest_square(canvas.rect())
     return QPointF(square.x() + x * square.width(), square.y() + y * square.height())
 
 
@@ -112,7 +113,7 @@ def hover(grid, index):
 
 def ink(canvas):
     """The drawing, uint8 (H, W)."""
-    return MNISTwidgets.to_array(canvas.picture)
+    return MNISTcanvas.to_array(canvas.picture)
 
 
 def write_idx(path, array):

@@ -1,0 +1,100 @@
+"""The buffers of an engine that reads and writes in fixed places, so that a call allocates nothing.
+
+`FixedBuffers` for any engine; `CudaBuffers` for one on a GPU, with the copies there and back, all
+of it one launch where CUDA graphs can be had. Knows numpy alone; the GPU's memory is `MNISTcuda`'s.
+"""
+
+from MNISTscript import UnavailableError
+
+
+class FixedBuffers:
+    """An engine that reads grey levels from one buffer and writes its answers to another.
+
+    pixels     float32 (batch_size, 1, 28, 28), a host array, which it reads
+    log_probs  float32 (batch_size, 10), a host array, which it writes
+
+    A shorter batch leaves the rest of `pixels` as it was; what comes of the rest is never given
+    out.
+    """
+
+    def __call__(self, images):
+        """Log-probabilities float32 (B, 10) of images uint8 (B, 28, 28), 1 <= B <= batch_size.
+
+        The answer is a view of a buffer that the next call overwrites.
+        """
+        self.compute(self.prepare(images))
+        return self.answers()[:len(images)]
+
+    def prepare(self, images):
+        """Put images where the engine reads them until the next `prepare` or call."""
+        self.pixels[:len(images), 0] = images
+
+    def answers(self):
+        """All of `log_probs`, once the engine has written it."""
+        return self.log_probs
+
+    def synchronise(self):
+        """Wait until what was started is done; a CPU's engine is, when it returns."""
+
+
+class CudaBuffers(FixedBuffers):
+    """An engine on a GPU: pixels copied in, the network, answers copied out, on one stream.
+
+    A subclass gives `start_alone()`, which starts the network on `device_pixels` and
+    `device_log_probs`. The first call does it step by step, since libraries set themselves up and
+    allocate in it, which a CUDA graph can't hold; then the steps are captured once, where this
+    memory and CUDA can, and replayed: one launch per call instead of a dozen.
+    """
+
+    def __init__(self, memory, batch_size):
+        """`memory`: an instance of one of `MNISTcuda.MEMORIES`."""
+        self.memory, self.batch_size = memory, batch_size
+        self.pixels = memory.host((batch_size, 1, 28, 28))
+        self.log_probs = memory.host((batch_size, 10))
+        self.device_pixels = memory.device(self.pixels.shape)
+        self.device_log_probs = memory.device(self.log_probs.shape)
+        self.run_all, self.run_alone = self.start_first, self.start_alone
+        self.graph = None  # not tried yet; then "CUDA graph", or why there is none
+
+    def start_all(self):
+        """Start copying the pixels in, the network, and copying the answers out."""
+        self.memory.upload(self.device_pixels, self.pixels)
+        self.start_alone()
+        self.memory.download(self.log_probs, self.device_log_probs)
+
+    def start_first(self):
+        """The first `start_all`, and then the CUDA graphs that take its place."""
+        self.start_all()
+        self.memory.synchronise()
+        try:
+            self.run_all = self.memory.capture(self.start_all)
+            self.run_alone = self.memory.capture(self.start_alone)
+            self.graph = "CUDA graph"
+        except UnavailableError as error:
+            self.run_all, self.run_alone = self.start_all, self.start_alone
+            self.graph = f"no CUDA graph: {error}"
+        self.detail += ", " + self.graph
+
+    def __call__(self, images):
+        super().prepare(images)
+        self.run_all()
+        self.memory.synchronise()
+        return self.log_probs[:len(images)]
+
+    def prepare(self, images):
+        super().prepare(images)
+        self.memory.upload(self.device_pixels, self.pixels)
+        self.memory.synchronise()
+
+    def compute(self, x):
+        """Start the network alone on what `prepare` put on the GPU."""
+        self.run_alone()
+
+    def synchronise(self):
+        """Wait until the GPU has done what was started."""
+        self.memory.synchronise()
+
+    def close(self):
+        """Give the GPU's memory back."""
+        self.synchronise()
+        self.run_all = self.run_alone = self.device_pixels = self.device_log_probs = None

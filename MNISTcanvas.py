@@ -1,0 +1,273 @@
+"""The canvas that one draws on, and pictures between Qt, numpy and files.
+
+Knows PyQt5 and numpy; whoever imports it where PyQt5 is missing gets an UnavailableError. Runs with
+PyQt5 5.10 (Jetson Nano) to the newest.
+"""
+
+import numpy as np
+
+from MNISTscript import MNISTError, UnavailableError, write_atomically
+
+try:
+    from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyqtSignal
+    from PyQt5.QtGui import (
+        QColor,
+        QImage,
+        QImageReader,
+        QPainter,
+        QPainterPath,
+        QPen,
+        QTabletEvent,
+    )
+    from PyQt5.QtWidgets import QSizePolicy, QWidget
+except ImportError as error:
+    raise UnavailableError(f"the window needs PyQt5 ({error}): pip install PyQt5\n"
+                           "(on a Jetson: sudo apt install python3-pyqt5)") from error
+
+CANVAS_SIDE = 840  # pixels of the picture behind the canvas, whatever size it is shown at
+PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIST's stroke width
+PEN_WIDTHS = 16, 140
+UNDO_STEPS = 40
+LARGEST_PICTURE = 6000 * 6000  # pixels of a file that Open accepts
+BEGINS, GOES_ON, ENDS = range(3)  # the phases of a stroke
+TABLET_PHASES = {QEvent.TabletPress: BEGINS, QEvent.TabletMove: GOES_ON, QEvent.TabletRelease: ENDS}
+
+
+class Canvas(QWidget):
+    """A black square to draw on in white, with mouse, pen or touch.
+
+    The drawing is `picture`, a grey QImage of CANVAS_SIDE × CANVAS_SIDE pixels whatever the size of
+    the widget. Where it is a test digit, `sample` is its index, and `digit` its own 28×28 pixels
+    as long as nobody has altered it.
+    """
+
+    changed = pyqtSignal()
+
+    def __init__(self):
+        super().__init__(objectName="canvas")
+        self.setCursor(Qt.CrossCursor)
+        self.setFocusPolicy(Qt.ClickFocus)
+        self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
+        self.setMinimumSize(200, 200)
+        self.pen_width = PEN_WIDTH
+        self.erasing = False  # the tool chosen
+        self.stroke = None  # while drawing: (middle of the last two points, last point, erases?)
+        self.history = []
+        self.picture, self.digit, self.sample = blank_picture(), None, None
+
+    def sizeHint(self):
+        return QSize(520, 520)
+
+    def resizeEvent(self, event):
+        self.setMaximumWidth(max(self.minimumWidth(), self.height()))  # room that's left goes right
+
+    # What the window does
+
+    def clear(self):
+        self.replace(blank_picture())
+
+    def show_digit(self, digit, sample):
+        """Put a test digit, uint8 (28, 28), on the canvas."""
+        picture = to_image(digit).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.IgnoreAspectRatio,
+                                         Qt.SmoothTransformation)
+        self.replace(picture.convertToFormat(QImage.Format_Grayscale8), digit, sample)
+
+    def replace(self, picture, digit=None, sample=None):
+        self.stroke = None
+        self.remember()
+        self.picture, self.digit, self.sample = picture, digit, sample
+        self.update()
+        self.changed.emit()
+
+    def undo(self):
+        if self.history:
+            self.stroke = None
+            self.picture, self.digit, self.sample = self.history.pop()
+            self.update()
+            self.changed.emit()
+
+    def remember(self):
+        # Qt shares the pixels of a copied QImage until one of the two is drawn on.
+        self.history.append((QImage(self.picture), self.digit, self.sample))
+        del self.history[:-UNDO_STEPS]
+
+    # Strokes, in pixels of the picture: quadratic curves from middle to middle of the points, so
+    # that a fast hand leaves neither gaps nor corners.
+
+    def begin_stroke(self, point, erases):
+        self.remember()
+        self.digit = None
+        self.stroke = point, point, erases
+        self.draw_curve(point, point, point)
+
+    def continue_stroke(self, point):
+        middle, last, erases = self.stroke
+        next_middle = (last + point) / 2
+        self.draw_curve(middle, last, next_middle)
+        self.stroke = next_middle, point, erases
+
+    def end_stroke(self, point):
+        middle, last, _ = self.stroke
+        self.draw_curve(middle, last, point)
+        self.stroke = None
+
+    def draw_curve(self, start, control, end):
+        erases = self.stroke[2]
+        path = QPainterPath(start)
+        path.quadTo(control, end)
+        path.lineTo(end + QPointF(0.01, 0))  # a path of no length would leave no dot
+        margin = self.pen_width
+        touched = path.boundingRect().adjusted(-margin, -margin, margin, margin).toAlignedRect()
+        box = touched & self.picture.rect()
+        if not box.isEmpty():
+            self.blend(box, path, erases)
+        self.update(self.to_widget(touched))
+        self.changed.emit()
+
+    def blend(self, box, path, erases):
+        """Draw `path` onto the `box` of the picture.
+
+        The lighter of old and new wins (the darker where it erases), so that the soft edges of
+        overlapping pieces don't add up to jagged ones.
+        """
+        ink, paper = (Qt.black, Qt.white) if erases else (Qt.white, Qt.black)
+        piece = QImage(box.size(), QImage.Format_RGB32)
+        piece.fill(paper)
+        painter = QPainter(piece)
+        painter.setRenderHint(QPainter.Antialiasing)
+        painter.translate(-box.topLeft())
+        painter.strokePath(path, round_pen(ink, self.pen_width))
+        painter.end()
+        painter = QPainter(self.picture)
+        painter.setCompositionMode(QPainter.CompositionMode_Darken if erases
+                                   else QPainter.CompositionMode_Lighten)
+        painter.drawImage(box.topLeft(), piece)
+        painter.end()
+
+    # Events. A finger's need no code: Qt makes mouse events of them.
+
+    def mousePressEvent(self, event):
+        if event.button() in (Qt.LeftButton, Qt.RightButton):
+            self.draw(BEGINS, event.localPos(), erases=event.button() == Qt.RightButton)
+
+    def mouseMoveEvent(self, event):
+        self.draw(GOES_ON, event.localPos())
+
+    def mouseReleaseEvent(self, event):
+        if not event.buttons():
+            self.draw(ENDS, event.localPos())
+
+    def tabletEvent(self, event):
+        self.draw(TABLET_PHASES[event.type()], event.posF(),
+                  erases=event.pointerType() == QTabletEvent.Eraser)
+        event.accept()
+
+    def draw(self, phase, position, erases=False):
+        """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
+        point = self.to_picture(position)
+        if self.stroke is None:
+            if phase == BEGINS:
+                self.begin_stroke(point, self.erasing or erases)
+        elif phase == GOES_ON:
+            self.continue_stroke(point)
+        elif phase == ENDS:
+            self.end_stroke(point)
+
+    def paintEvent(self, event):
+        square = largest_square(self.rect())
+        painter = QPainter(self)
+        painter.setRenderHints(QPainter.Antialiasing | QPainter.SmoothPixmapTransform)
+        painter.setClipRect(square)
+        painter.drawImage(square, self.picture)
+        if self.stroke is not None:  # the last bit, not yet part of a curve
+            middle, last, erases = self.stroke
+            scale = square.width() / CANVAS_SIDE
+            painter.translate(square.topLeft())
+            painter.scale(scale, scale)
+            painter.setPen(round_pen(Qt.black if erases else Qt.white, self.pen_width))
+            painter.drawLine(middle, last)
+
+    def to_picture(self, position):
+        """QPointF of the widget → QPointF of the picture."""
+        square = largest_square(self.rect())
+        return (position - QPointF(square.topLeft())) * (CANVAS_SIDE / square.width())
+
+    def to_widget(self, box):
+        """QRect of the picture → the QRect of the widget that shows it, generously."""
+        square = largest_square(self.rect())
+        scale = square.width() / CANVAS_SIDE
+        shown = QRectF(box.x() * scale, box.y() * scale, box.width() * scale, box.height() * scale)
+        return shown.toAlignedRect().translated(square.topLeft()).adjusted(-2, -2, 2, 2)
+
+
+def blank_picture():
+    """A black picture for the canvas."""
+    picture = QImage(CANVAS_SIDE, CANVAS_SIDE, QImage.Format_Grayscale8)
+    picture.fill(Qt.black)
+    return picture
+
+
+def round_pen(colour, width):
+    """A pen with round ends and corners."""
+    return QPen(QColor(colour), width, Qt.SolidLine, Qt.RoundCap, Qt.RoundJoin)
+
+
+def read_picture(path):
+    """A picture file, fitted into a picture for the canvas; dark on light is turned round."""
+    reader = QImageReader(path)
+    size = reader.size()
+    if not reader.canRead():
+        raise MNISTError(f"can't read {path}: {reader.errorString()}")
+    if size.width() * size.height() > LARGEST_PICTURE:
+        raise MNISTError(f"can't read {path}: {size.width()} x {size.height()} pixels are too many")
+    image = reader.read()
+    if image.isNull():
+        raise MNISTError(f"can't read {path}: {reader.errorString()}")
+    opaque = QImage(image.size(), QImage.Format_RGB32)
+    opaque.fill(Qt.white)
+    painter = QPainter(opaque)
+    painter.drawImage(0, 0, image)
+    painter.end()
+    grey = to_array(opaque)
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if edge.mean() > 127:
+        opaque.invertPixels()
+    fitted = opaque.scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio, Qt.SmoothTransformation)
+    picture = blank_picture()
+    box = fitted.rect()
+    box.moveCenter(picture.rect().center())
+    painter = QPainter(picture)
+    painter.drawImage(box, fitted)
+    painter.end()
+    return picture
+
+
+def write_picture(picture, path):
+    """Write a QImage as PNG, whole or not at all."""
+    buffer = QBuffer()
+    buffer.open(QBuffer.WriteOnly)
+    picture.save(buffer, "PNG")
+    with write_atomically(path) as file:
+        file.write(bytes(buffer.data()))
+
+
+def to_image(array):
+    """uint8 (H, W) grey levels, or (H, W, 3) red-green-blue → QImage with memory of its own."""
+    array = np.ascontiguousarray(array)
+    height, width = array.shape[:2]
+    kind = QImage.Format_Grayscale8 if array.ndim == 2 else QImage.Format_RGB888
+    return QImage(array.tobytes(), width, height, array.strides[0], kind).copy()
+
+
+def to_array(image):
+    """QImage → uint8 (H, W) grey levels, a copy."""
+    image = image.convertToFormat(QImage.Format_Grayscale8)
+    stride, height = image.bytesPerLine(), image.height()
+    data = np.frombuffer(image.constBits().asstring(stride * height), np.uint8)
+    return data.reshape(height, stride)[:, :image.width()]
+
+
+def largest_square(rect):
+    """The largest square QRect in the top left of `rect`."""
+    side = min(rect.width(), rect.height())
+    return QRect(rect.x(), rect.y(), side, side)

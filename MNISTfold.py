@@ -1,0 +1,153 @@
+"""Networks rewritten to answer the same with less: the normalisation and batch norm folded away.
+
+Nothing is believed of a network: a layer is rewritten on a copy, the copy is compared with the
+original in double precision, and what answers differently is left as it was. Knows torch.
+"""
+
+import collections
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from MNISTdsource import MEAN, STD
+
+# What a rewritten network may differ by, in double precision: far below what a wrong fold does.
+EXACT = 1e-4
+
+
+def fold(net):
+    """A copy of `net` that takes raw grey levels 0…255, float32 (B, 1, 28, 28), in eval mode.
+
+    The normalisation (x/255 - MEAN)/STD is affine: it moves into the weights of the first layers
+    where these are linear or unpadded convolutions, so that it costs nothing; else it stays a step
+    of its own. Batch norm moves into the layer before it where that layer serves nothing else.
+    """
+    net = copy.deepcopy(net).cpu().eval()
+    for fold_layers in batch_norm_folds(net):
+        net = fold_if_exact(net, fold_layers, takes_grey_levels=False) or net
+    return fold_if_exact(net, fold_normalisation, takes_grey_levels=True) or Normalised(net).eval()
+
+
+class Normalised(nn.Module):
+    """A network behind its normalisation: takes raw grey levels."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x - 255 * MEAN) / (255 * STD))
+
+
+def fold_if_exact(net, fold_layers, takes_grey_levels):
+    """A copy of `net` with `fold_layers(copy)` done; None where it then answers differently."""
+    folded = copy.deepcopy(net)
+    try:
+        with torch.no_grad():
+            fold_layers(folded)
+            grey = sample_digits()
+            normalised = (grey / 255 - MEAN) / STD
+            answers = copy.deepcopy(folded).double()(grey if takes_grey_levels else normalised)
+            difference = (answers - copy.deepcopy(net).double()(normalised)).abs().max()
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # not a network to rewrite
+        return None
+    return folded if difference < EXACT else None
+
+
+def sample_digits():
+    """A few digits of random grey levels, double (5, 1, 28, 28)."""
+    grey = np.random.RandomState(0).randint(0, 256, (5, 1, 28, 28))
+    return torch.from_numpy(grey.astype(np.float64))
+
+
+# --- The normalisation ----------------------------------------------------------------------------
+
+
+def fold_normalisation(net):
+    """Move the normalisation into every layer that reads the digit itself.
+
+    Raises ValueError where one of them can't take it.
+    """
+    digit = torch.rand(2, 1, 28, 28)
+    readers = [call.module for call in calls(net, digit)
+               if call.input.data_ptr() == digit.data_ptr()]
+    if not readers:
+        raise ValueError("no layer reads the digit")
+    for layer in readers:
+        if not isinstance(layer, (nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity)):
+            raise ValueError(f"{type(layer).__name__} reads the digit")
+        if hasattr(layer, "weight"):
+            weight = layer.weight.double()
+            inputs = tuple(range(1, weight.dim()))
+            scale_layer(layer, 1 / (255 * STD), -weight.sum(inputs) * MEAN / STD)
+
+
+def scale_layer(layer, scale, shift):
+    """Multiply a layer's weights by `scale`, a number or one for each output, and add `shift` to
+    its biases."""
+    bias = 0 if layer.bias is None else layer.bias.double()
+    layer.bias = nn.Parameter((bias + shift).to(layer.weight.dtype))
+    layer.weight.copy_(layer.weight.double() * scale)
+
+
+# --- Batch norm -----------------------------------------------------------------------------------
+
+
+def batch_norm_folds(net):
+    """For each batch norm that follows a linear layer or a convolution: a function of a copy of
+    `net` that folds it away."""
+    names = {module: name for name, module in net.named_modules()}
+    with torch.no_grad():
+        made = calls(net, torch.rand(2, 1, 28, 28))
+    used = collections.Counter(call.module for call in made)
+    folds = []
+    for norm in made:
+        for layer in made:
+            if (isinstance(norm.module, (nn.BatchNorm1d, nn.BatchNorm2d))
+                    and isinstance(layer.module, (nn.Conv2d, nn.Linear))
+                    and norm.input is layer.output
+                    and used[norm.module] == used[layer.module] == 1):
+                folds.append(BatchNormFold(names[layer.module], names[norm.module]))
+    return folds
+
+
+class BatchNormFold(collections.namedtuple("BatchNormFold", "layer norm")):
+    """Folds the batch norm of one name into the layer of another."""
+
+    def __call__(self, net):
+        modules = dict(net.named_modules())
+        layer, norm = modules[self.layer], modules[self.norm]
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        shift = -norm.running_mean.double() * scale
+        if norm.affine:
+            scale, shift = scale * norm.weight.double(), shift * norm.weight + norm.bias
+        bias = 0 if layer.bias is None else layer.bias.double()
+        scale_layer(layer, scale.reshape((-1,) + (1,) * (layer.weight.dim() - 1)),
+                    shift + bias * scale.flatten() - bias)
+        parent, _, child = self.norm.rpartition(".")
+        setattr(modules[parent], child, nn.Identity())
+
+
+# --- Watching a network ---------------------------------------------------------------------------
+
+Call = collections.namedtuple("Call", "module input output")
+
+
+def calls(net, x):
+    """Each `Call` of an innermost module while net(x) is computed, in their order."""
+    made = []
+
+    def note(module, inputs, output):
+        if inputs and isinstance(inputs[0], torch.Tensor):
+            made.append(Call(module, inputs[0], output))
+
+    hooks = [module.register_forward_hook(note) for module in net.modules()
+             if not list(module.children())]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made

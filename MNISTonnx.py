@@ -1,0 +1,135 @@
+"""A network as an ONNX graph, checked: raw grey levels in, log-probabilities out.
+
+Knows torch; uses onnx and onnxruntime for the checks, as far as they are installed.
+"""
+
+import inspect
+import io
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from MNISTdsource import normalise
+from MNISTfold import fold
+from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
+
+OPSET = 13  # the newest that TensorRT 8.0 reads
+
+# How far an exported network's log-probabilities may lie from torch's in float32. Measured with
+# the shipped weights on 10,000 training digits: fp32 1.5e-5, fp16 0.055. Folding the normalisation
+# in makes float16 no worse: whole grey levels are exact in it.
+ONNX_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
+
+
+def export_onnx(net, path, precision="fp32", digits=None):
+    """Write `net` to `path` as one self-contained ONNX file that takes raw grey levels.
+
+    Input `image`: float32 (batch, 1, 28, 28), grey levels 0…255; the normalisation is part of the
+    graph, folded into the first layer where that is exact. Output `log_probs`: float32 (batch, 10).
+    "fp16" keeps both in float32 and holds float16 weights and arithmetic between them, for
+    TensorRTs that take the precision from the graph alone (11 and newer, TensorRT-RTX).
+
+    The graph is checked before the file appears (see `check_onnx`); returns how, as text.
+    """
+    graph = onnx_bytes(net, precision)
+    checked = check_onnx(graph, net, precision, digits)
+    with write_atomically(path) as file:
+        file.write(graph)
+    return checked
+
+
+class HalfInside(nn.Module):
+    """A network, turned to float16, between its float32 input and output."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net.half()
+
+    def forward(self, x):
+        return self.net(x.half()).float()
+
+
+def onnx_bytes(net, precision="fp32"):
+    """The ONNX file that `export_onnx` writes, unchecked.
+
+    Raises UnavailableError where this torch can't export it.
+    """
+    net = fold(net)
+    image = torch.zeros(1, 1, 28, 28)
+    if precision == "fp16":
+        net = HalfInside(net)
+        # The exporter runs the network once, and older torches compute float16 on CUDA only.
+        if torch.cuda.is_available():
+            net, image = net.cuda(), image.cuda()
+    batch_axis = {0: "batch"}
+    arguments = dict(input_names=["image"], output_names=["log_probs"], opset_version=OPSET,
+                     dynamic_axes={"image": batch_axis, "log_probs": batch_axis})
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        arguments["dynamo"] = False  # the newer exporter can't write opset 13
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates the exporter we need
+            torch.onnx.export(net, (image,), file, **arguments)
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise UnavailableError("torch's ONNX exporter needs the package onnx: "
+                                   "pip install onnx") from error
+        if "unpacking string as utf-8" in str(error):  # torch notes from which line each node is
+            raise UnavailableError(f"torch can't read the path {HERE} under this locale: "
+                                   "export LC_ALL=C.UTF-8") from error
+        if "not implemented for 'Half'" in str(error):
+            raise UnavailableError("this torch computes float16 on a CUDA GPU only, so it can't "
+                                   "export fp16 here; a newer torch can") from error
+        raise
+    return file.getvalue()
+
+
+def check_onnx(graph, net, precision, digits=None):
+    """Check an ONNX file's bytes, as far as the installed packages can; returns how, as text.
+
+    It was made from the other arguments. `digits`: uint8 (N, 28, 28) to compare it with torch on,
+    in batches of 1, 64 and 16; None: random grey levels. Raises MNISTError where the ONNX checker
+    refuses the graph, or ONNX Runtime's answers lie further than ONNX_TOLERANCE from torch's.
+    """
+    tolerance = ONNX_TOLERANCE[precision]
+    checks = []
+    try:
+        import onnx
+    except ImportError:
+        pass
+    else:
+        try:
+            onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
+        except onnx.checker.ValidationError as error:
+            raise MNISTError(f"the exported ONNX graph is invalid: {error}") from error
+        checks.append(f"ONNX checker {onnx.__version__}")
+    try:
+        import onnxruntime
+    except ImportError:
+        pass
+    else:
+        difference = onnxruntime_difference(onnxruntime, graph, net, digits)
+        if not difference <= tolerance:  # a NaN is a failure too
+            raise MNISTError(f"the exported ONNX graph answers differently from torch: by "
+                             f"{difference:.2g}, tolerated is {tolerance:g}")
+        checks.append(f"ONNX Runtime {onnxruntime.__version__} (differs by {difference:.1e} from "
+                      f"torch, tolerated {tolerance:g})")
+    return " and ".join(checks) or "not checked: neither onnx nor onnxruntime is installed"
+
+
+def onnxruntime_difference(onnxruntime, graph, net, digits):
+    """The largest difference between ONNX Runtime's answers and those of torch, nothing folded."""
+    if digits is None:
+        digits = np.random.RandomState(0).randint(0, 256, (81, 28, 28), np.uint8)
+    digits = np.resize(digits, (81, 28, 28))  # repeats them where there are fewer
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    differences = []
+    for batch in (digits[:1], digits[1:65], digits[65:81]):
+        with torch.no_grad():
+            expected = net(torch.from_numpy(normalise(batch))).numpy()
+        answer, = session.run(["log_probs"], {"image": batch[:, None].astype(np.float32)})
+        differences.append(np.abs(answer - expected).max())
+    return float(np.max(differences))

@@ -1,0 +1,317 @@
+"""Networks with their weights: found, loaded, checked, saved.
+
+`load_network` gives what a program's `--network` and `--weights` ask for. The shipped weights lie
+in weights/; what you train lies beside the scripts and is taken where it exists. Knows torch.
+"""
+
+import collections
+import difflib
+import importlib.util
+import inspect
+import io
+import os
+import pickle
+import re
+import sys
+import types
+import zipfile
+
+import torch
+from torch import nn
+
+from MNISTmodel import NETWORKS
+from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
+
+SHIPPED = os.path.join(HERE, "weights")
+
+# --- Which network --------------------------------------------------------------------------------
+
+
+class Network(collections.namedtuple("Network", "net name path origin")):
+    """A network with its weights.
+
+    net     the `torch.nn.Module`, in eval mode, float32, on the CPU
+    name    of a built-in network ("net"), or of the class of your own ("MyNet")
+    path    of its weights file
+    origin  the same for the screen: "weights/net.pth (shipped)"
+    """
+
+    @property
+    def stem(self):
+        """The path, without extension, of what is made from these weights: graphs and engines.
+
+        Beside the weights they came from; nothing is written beside the shipped ones.
+        """
+        folder, name = os.path.split(os.path.splitext(self.path)[0])
+        return os.path.join(HERE if folder == SHIPPED else folder, name)
+
+
+def load_network(weights=None, network=None, trust_pickle=False):
+    """The `Network` that a program's flags ask for.
+
+    `network`: a built-in NAME or FILE.py:CLASS; None: the built-in one that `weights` is of, else
+    "net". `weights`: the path of its weights; None: what you trained (see `trained_path`) where
+    that exists, else what is shipped. `trust_pickle`: also load a whole pickled module, which can
+    run any code while it loads.
+
+    Raises UnavailableError where there is no such network or file, MNISTError where the file isn't
+    what it should be: no weights, damaged, or with a tensor missing, unknown or of another shape.
+    """
+    name, make = find_network(network) if network else (None, None)
+    path = weights or default_weights(name or "net")
+    state = read_state(path, trust_pickle)
+    if make is None:
+        name, make = recognise(state)
+    net = make_network(name, make)
+    check_state(state, net.state_dict(), path)
+    net.load_state_dict(state)
+    return Network(net.float().eval(), name, path, describe_path(path))
+
+
+def trained_path(name):
+    """Where the weights go that you train: NetMNIST.pth for "net", MyNet.pth for your `MyNet`."""
+    return os.path.join(HERE, (name.capitalize() + "MNIST" if name in NETWORKS else name) + ".pth")
+
+
+def default_weights(name):
+    """The weights of the network `name`: yours where you trained some, else those shipped."""
+    for path in (trained_path(name), os.path.join(SHIPPED, name + ".pth")):
+        if os.path.isfile(path):
+            return path
+    raise UnavailableError(f"no weights of {name} are shipped; TrainMNIST.py --network makes some")
+
+
+def describe_path(path):
+    """A weights file for the screen, saying where it is from."""
+    path = os.path.abspath(path)
+    if os.path.dirname(path) == SHIPPED:
+        return os.path.relpath(path, HERE) + " (shipped)"
+    return os.path.relpath(path, HERE) if os.path.dirname(path) == HERE else path
+
+
+def find_network(network):
+    """(name, function that makes one) of a built-in NAME or of FILE.py:CLASS.
+
+    Raises UnavailableError where there is none, saying what there is.
+    """
+    if network in NETWORKS:
+        return network, NETWORKS[network]
+    path, colon, name = network.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        near = difflib.get_close_matches(network, NETWORKS, n=1)
+        raise UnavailableError(f"--network {network}: there is " + (
+            f"no such network; did you mean {near[0]}?" if near else
+            f"none of that name, only {', '.join(NETWORKS)}; your own is FILE.py:CLASS"))
+    module = import_file(path)
+    make = getattr(module, name, None)
+    if not callable(make):
+        classes = [key for key, value in vars(module).items()
+                   if inspect.isclass(value) and issubclass(value, nn.Module)]
+        raise UnavailableError(f"--network: {path} has no class {name}"
+                               + (f", but {', '.join(classes)}" if classes else ""))
+    return name, make
+
+
+def import_file(path):
+    """The module in a Python file, imported from where it lies, with what lies beside it."""
+    path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise UnavailableError(f"--network: there is no file {path}")
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for what pickles or looks up its own classes
+    sys.path.insert(0, os.path.dirname(path))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a stranger's file raises
+        raise UnavailableError(f"--network: {path} can't be imported "
+                               f"({type(error).__name__}: {first_line(error)})") from error
+    finally:
+        sys.path.remove(os.path.dirname(path))
+    return module
+
+
+def make_network(name, make):
+    """A network in eval mode, checked to keep the contract: see `MNISTmodel`.
+
+    Raises UnavailableError, naming what is wrong with it.
+    """
+    try:
+        net = make()
+    except Exception as error:
+        raise UnavailableError(f"the network {name} can't be made without arguments "
+                               f"({type(error).__name__}: {first_line(error)})") from error
+    if not isinstance(net, nn.Module):
+        raise UnavailableError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
+    net = net.float().eval()
+    try:
+        with torch.no_grad():
+            answers = net(torch.linspace(-1, 3, 2 * 784).reshape(2, 1, 28, 28))
+    except Exception as error:
+        raise UnavailableError(
+            f"the network {name} fails on float32 (B, 1, 28, 28), two normalised digits "
+            f"({type(error).__name__}: {first_line(error)})") from error
+    shape = tuple(getattr(answers, "shape", ()))
+    if shape != (2, 10):
+        raise UnavailableError(f"the network {name} gives "
+                               f"{shape or type(answers).__name__} for two digits, not (2, 10)")
+    if not (answers.exp().sum(1) - 1).abs().max() < 1e-3:  # a NaN is none either
+        raise UnavailableError(f"the network {name} doesn't give log-probabilities: end it with "
+                               "torch.nn.functional.log_softmax(x, dim=1)")
+    return net
+
+
+def recognise(state):
+    """The built-in network (name, class) of a state dict: the one that shares most keys with it.
+
+    Whether it really is that one, `check_state` tells.
+    """
+    keys = set(state)
+
+    def likeness(name):
+        expected = NETWORKS[name]().state_dict()
+        alike = [key for key in expected if key in keys
+                 and getattr(state[key], "shape", None) == expected[key].shape]
+        return 2 * len(alike) - len(expected)
+
+    name = max(NETWORKS, key=likeness)
+    return name, NETWORKS[name]
+
+
+# --- Weights files --------------------------------------------------------------------------------
+
+def save_weights(net, path):
+    """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`)."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    write_pickle(state, path)
+
+
+def write_pickle(thing, path):
+    """Write what `torch.save` makes of it to `path`, whole or not at all (see `write_atomically`).
+
+    By way of memory, because torch answers a full disk with an error that doesn't say so.
+    """
+    content = io.BytesIO()
+    torch.save(thing, content)
+    with write_atomically(path) as file:
+        file.write(content.getbuffer())
+
+
+def read_state(path, trust_pickle=False):
+    """The state dict in a weights file.
+
+    `path` holds one as `save_weights` writes it. A whole pickled module, as written by
+    `torch.save(net, path)`, can run any code while it loads: refused unless `trust_pickle`.
+    """
+    if not os.path.isfile(path):
+        raise UnavailableError(f"no weights file {path}; TrainMNIST.py makes one")
+    state = read_pickle(path, trust_pickle)
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    if not isinstance(state, dict):
+        raise MNISTError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def read_pickle(path, trust_pickle):
+    """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
+    if trust_pickle:
+        how = dict(pickle_module=_pickle_with(TrustingUnpickler))
+        if HAS_WEIGHTS_ONLY:
+            how["weights_only"] = False
+    elif HAS_WEIGHTS_ONLY:
+        how = dict(weights_only=True)
+    else:
+        how = dict(pickle_module=_pickle_with(TensorsOnlyUnpickler))
+    try:
+        check_archive(path)
+        return torch.load(path, map_location="cpu", **how)
+    except OSError as error:
+        raise MNISTError(f"can't read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+            raise MNISTError(
+                f"{path} is not a plain state dict: it names code to run, as whole pickled modules "
+                "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it where it "
+                "was made: torch.save(net.state_dict(), FILE)") from error
+        raise MNISTError(f"{path} is not a weights file, or is damaged "
+                         f"({first_line(error)})") from error
+
+
+def check_archive(path):
+    """Raise zipfile.BadZipFile where torch's zip archive `path` is damaged or would expand.
+
+    torch doesn't compress, but expands what is compressed to any size before it looks at it; and it
+    doesn't check the checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format, or no weights: torch.load will tell
+    with zipfile.ZipFile(path) as archive:
+        size = sum(record.file_size for record in archive.infolist())
+        if size > os.path.getsize(path):
+            raise zipfile.BadZipFile(f"{size} bytes packed into fewer")
+        damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum: {damaged}")
+
+
+# torch.load(weights_only=...) came with torch 1.13; before that we bring an unpickler of our own.
+HAS_WEIGHTS_ONLY = "weights_only" in inspect.signature(torch.load).parameters
+
+
+class TensorsOnlyUnpickler(pickle.Unpickler):
+    """An unpickler that knows tensors and ordered dictionaries, and refuses every other name."""
+
+    def find_class(self, module, name):
+        tensors = module == "torch._utils" and name in (
+            "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+        storages = module == "torch" and name.endswith("Storage")
+        containers = (module, name) == ("collections", "OrderedDict")
+        if tensors or storages or containers:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
+
+
+class TrustingUnpickler(pickle.Unpickler):
+    """An unpickler that takes our network where a pickled module's own class isn't here."""
+
+    def find_class(self, module, name):
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            ours = {kind.__name__: kind for kind in NETWORKS.values()}
+            if name in ours:
+                return ours[name]
+            raise
+
+
+def _pickle_with(unpickler):
+    """What torch.load takes as `pickle_module`, with this unpickler."""
+    def load(file, **arguments):
+        return unpickler(file, **arguments).load()
+
+    return types.SimpleNamespace(__name__="pickle", Unpickler=unpickler, load=load)
+
+
+def check_state(state, expected, path):
+    """Raise MNISTError naming the first tensor of `state` that isn't as in `expected`."""
+    for key in expected:
+        tensor = state.get(key)
+        if not isinstance(tensor, torch.Tensor):
+            raise MNISTError(f"{path} is not of this network: {key} is missing")
+        if tensor.shape != expected[key].shape:
+            raise MNISTError(f"{path} is not of this network: {key} has shape "
+                             f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}")
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise MNISTError(f"{path} is not of this network: {key} holds {tensor.dtype}, "
+                             f"not {expected[key].dtype}")
+    unknown = [str(key) for key in state if key not in expected]
+    if unknown:
+        raise MNISTError(f"{path} is not of this network: it holds {', '.join(unknown[:3])}, "
+                         "unknown here")
+
+
+def first_line(error):
+    """The first line of an exception's message."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:150]

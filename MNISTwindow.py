@@ -1,0 +1,468 @@
+"""The window around canvas and views: its tools, the test digits, and the worker that reads."""
+
+import collections
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+
+from MNISTcanvas import (  # first: says it where PyQt5 is missing
+    PEN_WIDTH,
+    PEN_WIDTHS,
+    Canvas,
+    read_picture,
+    to_array,
+    write_picture,
+)
+from MNISTdsource import DataError, digit_from_drawing, load_split
+from MNISTscript import UnavailableError
+
+from PyQt5.QtCore import QSettings, Qt, QThread, QTimer, pyqtSignal  # isort: skip
+from PyQt5.QtGui import QColor, QImage, QKeySequence, QPalette  # isort: skip
+from PyQt5.QtWidgets import (  # isort: skip
+    QAction,
+    QActionGroup,
+    QApplication,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QMainWindow,
+    QMessageBox,
+    QSizePolicy,
+    QSlider,
+    QSpinBox,
+    QToolBar,
+    QVBoxLayout,
+    QWidget,
+)
+PALETTE = {
+    QPalette.Window: "#f4f5f7", QPalette.WindowText: "#1d2530", QPalette.Base: "#ffffff",
+    QPalette.AlternateBase: "#e9ecf0", QPalette.Text: "#1d2530", QPalette.Button: "#f4f5f7",
+    QPalette.ButtonText: "#1d2530", QPalette.Mid: "#c3c9d2", QPalette.Highlight: "#2f6fdb",
+    QPalette.HighlightedText: "#ffffff", QPalette.ToolTipBase: "#ffffff",
+    QPalette.ToolTipText: "#1d2530",
+}
+
+STYLE = """
+QToolBar { border: none; spacing: 6px; padding: 10px 16px; }
+QToolBar QToolButton { border: 1px solid palette(mid); border-radius: 5px; padding: 5px 10px;
+                       background: palette(base); }
+QToolBar QToolButton:hover { border-color: palette(highlight); }
+QToolBar QToolButton:pressed, QToolBar QToolButton:checked {
+    background: palette(highlight); border-color: palette(highlight);
+    color: palette(highlighted-text); }
+QToolBar QToolButton:disabled { color: palette(mid); background: transparent; }
+QStatusBar::item { border: none; }
+"""
+
+
+def start_application(name):
+    """The QApplication of a program called `name`; UnavailableError where no window can open."""
+    sys.setswitchinterval(0.0005)  # the worker thread soon lets the window's have its turn
+    application = QApplication.instance()
+    if application is None:
+        check_display()
+        QApplication.setAttribute(Qt.AA_EnableHighDpiScaling)
+        QApplication.setAttribute(Qt.AA_UseHighDpiPixmaps)
+        if hasattr(QApplication, "setHighDpiScaleFactorRoundingPolicy"):  # 5.14: sharp at 150 %
+            QApplication.setHighDpiScaleFactorRoundingPolicy(
+                Qt.HighDpiScaleFactorRoundingPolicy.PassThrough)
+        application = QApplication([name])
+    application.setStyle("Fusion")
+    palette = application.palette()
+    for role, colour in PALETTE.items():
+        palette.setColor(role, QColor(colour))
+    for role in (QPalette.Text, QPalette.WindowText, QPalette.ButtonText):
+        palette.setColor(QPalette.Disabled, role, QColor("#9aa3af"))
+    application.setPalette(palette)
+    application.setStyleSheet(STYLE)
+    return application
+
+
+def check_display():
+    """Raise UnavailableError where Qt can't open windows.
+
+    Qt doesn't say so, it aborts the process; so a child process tries it first.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trial = "from PyQt5.QtWidgets import QApplication; QApplication([])"
+    try:
+        child = subprocess.run([sys.executable, "-c", trial], timeout=20, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError("no window can be opened: the display doesn't answer") from error
+    if child.returncode:
+        lines = [line for line in child.stderr.decode(errors="replace").splitlines()
+                 if line.startswith("qt.qpa")] or [f"Qt failed with status {child.returncode}"]
+        displays = [f"{name}={os.environ[name]}" for name in
+                    ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM") if os.environ.get(name)]
+        raise UnavailableError(
+            f"no window can be opened here ({', '.join(displays) or 'DISPLAY is not set'}); "
+            f"start it on the machine's desktop, or through ssh -X\n({lines[0]})")
+
+
+def run_window(program, make_window):
+    """Show the window that `make_window()` gives until it is closed.
+
+    Raises what made it fail, KeyboardInterrupt on Ctrl-C.
+    """
+    application = start_application(program)
+    window = make_window()
+    failures = []
+
+    def fail(error):
+        failures.append(error)
+        application.quit()
+
+    excepthook, sys.excepthook = sys.excepthook, lambda kind, error, trace: fail(error)
+    signal.signal(signal.SIGINT, lambda *_: fail(KeyboardInterrupt()))
+    heartbeat = QTimer()  # lets Python run now and then, so that it sees Ctrl-C
+    heartbeat.timeout.connect(lambda: None)
+    heartbeat.start(200)
+    window.failed.connect(fail)
+    window.show()
+    application.exec_()
+    if not any(isinstance(failure, KeyboardInterrupt) for failure in failures):
+        window.close()  # waits for its worker, which Ctrl-C doesn't
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.excepthook = excepthook
+    if failures:
+        raise failures[0]
+
+
+class Worker(QThread):
+    """A thread for everything slow, so that the window never waits.
+
+    Jobs run one after another. Of the jobs waiting under one key only the newest is kept: the
+    newest drawing wins, however slow the network. `done(result)` or `failed(error)` is called in
+    the thread of the window.
+    """
+
+    ready = pyqtSignal(object, object)
+
+    def __init__(self, parent):
+        super().__init__(parent)
+        self.jobs = collections.OrderedDict()
+        self.changed = threading.Condition()
+        self.ready.connect(lambda callback, value: callback(value))
+
+    def submit(self, key, job, done, failed):
+        with self.changed:
+            self.jobs[key] = job, done, failed
+            self.changed.notify()
+
+    def stop(self):
+        """Drop the waiting jobs and wait for the running one."""
+        with self.changed:
+            self.jobs.clear()
+            self.jobs["stop"] = None
+            self.changed.notify()
+        self.wait()
+
+    def run(self):
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.jobs)
+                _, task = self.jobs.popitem(last=False)
+            if task is None:
+                return
+            job, done, failed = task
+            try:
+                self.ready.emit(done, job())
+            except Exception as error:
+                self.ready.emit(failed, error)
+
+
+class DigitWindow(QMainWindow):
+    """A canvas with its tools and the test set, and what a program adds: its panel.
+
+    `panel.beside` and `panel.below` are the widgets right of and below the canvas; None for none.
+
+    `open_network()` is called once in the worker thread. It returns an object with two methods,
+    called there too: `look(digit)`, for uint8 (28, 28), whose result goes to the panel, and
+    `read(images)`, for uint8 (B, 28, 28), B <= its `batch_size`, which returns the digits read.
+
+    `panel.opened(network)` is called when that has returned, and `panel.show(digit, label, result)`
+    whenever the drawing has changed: the uint8 (28, 28) that the network received or None, the true
+    label or None, and what `look` returned, None where there is no digit or no network yet.
+    """
+
+    failed = pyqtSignal(object)
+
+    def __init__(self, program, panel, open_network, data_dir, size, stretch):
+        super().__init__()
+        self.program, self.panel = program, panel
+        self.network = None
+        self.images = self.labels = None  # the test set
+        self.answers = np.zeros(0, np.int64)  # of the network for the test set, as far as read
+        self.mistake_wanted = False
+        self.canvas = Canvas()
+        self.canvas.changed.connect(self.look)
+        self.build(stretch)
+        self.setWindowTitle(program)
+        self.settings = QSettings("MNIST-TensorRT", program)
+        self.resize(*size)
+        self.restoreGeometry(self.settings.value("geometry", b""))
+        self.width_slider.setValue(int(self.settings.value("pen_width", PEN_WIDTH)))
+        self.worker = Worker(self)
+        self.worker.start()
+        self.worker.submit("data", lambda: load_split("test", data_dir, download=False),
+                           self.take_test_set, self.do_without_test_set)
+        self.worker.submit("network", open_network, self.take_network, self.failed.emit)
+        self.report("Loading the network …")
+
+    # How it is put together
+
+    def build(self, stretch):
+        body = QWidget()
+        columns = QHBoxLayout(body)
+        columns.setContentsMargins(16, 0, 16, 0)
+        columns.setSpacing(20)
+        left = QVBoxLayout()
+        left.setSpacing(12)
+        left.addWidget(self.canvas, 3)
+        if self.panel.below is not None:
+            left.addWidget(self.panel.below, 2)
+        columns.addLayout(left, stretch[0])
+        columns.addWidget(self.panel.beside, stretch[1])
+        self.setCentralWidget(body)
+        self.build_tools()
+        self.build_test_set_tools()
+        self.setMinimumWidth(max(bar.sizeHint().width() for bar in self.findChildren(QToolBar)))
+        self.status = QLabel(objectName="status")
+        self.status.setContentsMargins(14, 0, 14, 8)
+        self.statusBar().addWidget(self.status, 1)
+        self.statusBar().setSizeGripEnabled(False)
+        self.canvas.setFocus()
+
+    def build_tools(self):
+        bar = self.tool_bar(Qt.TopToolBarArea)
+        tools = QActionGroup(self)
+        pen = self.add_action(bar, "pen", "Pen", "P", "Draw", lambda: self.take_tool(False))
+        eraser = self.add_action(bar, "eraser", "Eraser", "E",
+                                 "Erase; so does the right mouse button, or the pen turned over",
+                                 lambda: self.take_tool(True))
+        for tool in (pen, eraser):
+            tool.setCheckable(True)
+            tools.addAction(tool)
+        pen.setChecked(True)
+        self.width_slider = QSlider(Qt.Horizontal, objectName="pen_width")
+        self.width_slider.setRange(*PEN_WIDTHS)
+        self.width_slider.setFixedWidth(110)
+        self.width_slider.setToolTip("Pen width ([ thinner, ] thicker)")
+        self.width_slider.setFocusPolicy(Qt.NoFocus)
+        self.width_slider.valueChanged.connect(self.set_pen_width)
+        bar.addWidget(self.width_slider)
+        self.add_action(None, "thinner", "Thinner", "[", "A thinner pen", lambda: self.widen(-8))
+        self.add_action(None, "thicker", "Thicker", "]", "A thicker pen", lambda: self.widen(8))
+        self.add_action(bar, "undo", "Undo", "Ctrl+Z", "Undo", self.canvas.undo)
+        self.add_action(bar, "clear", "Clear", "Delete", "Clear the canvas", self.canvas.clear)
+        bar.addWidget(spacer())
+        self.add_action(bar, "open", "Open", "Ctrl+O", "Open a drawing", self.open_drawing)
+        self.add_action(bar, "save", "Save", "Ctrl+S", "Save the drawing as PNG", self.save_drawing)
+        self.add_action(bar, "help", "Help", "F1", "Show all keys", self.show_help)
+        self.add_action(None, "quit", "Quit", "Ctrl+Q", "Close the window", self.close)
+
+    def build_test_set_tools(self):
+        bar = self.test_set_bar = self.tool_bar(Qt.BottomToolBarArea)
+        bar.setEnabled(False)
+        bar.addWidget(QLabel("Test digit"))
+        self.add_action(bar, "previous_sample", "Previous", "Left", "The test digit before",
+                        lambda: self.step(-1))
+        self.go_to = QSpinBox(objectName="go_to")
+        self.go_to.setRange(-1, -1)  # -1: none of them
+        self.go_to.setSpecialValueText("–")
+        self.go_to.setKeyboardTracking(False)
+        self.go_to.setFocusPolicy(Qt.ClickFocus)
+        self.go_to.setToolTip("The test digit shown; type another number (G)")
+        self.go_to.valueChanged.connect(self.show_sample)
+        self.go_to.editingFinished.connect(self.canvas.setFocus)
+        bar.addWidget(self.go_to)
+        self.add_action(bar, "next_sample", "Next", "Right", "The next test digit",
+                        lambda: self.step(1))
+        self.add_action(None, "go", "Go to", "G", "Type the number of a test digit",
+                        self.type_number)
+        self.add_action(bar, "random_sample", "Random", "R", "Any test digit",
+                        lambda: self.go_to.setValue(random.randrange(self.count())))
+        self.add_action(bar, "next_mistake", "Next mistake", "M",
+                        "The next test digit that this network gets wrong", self.next_mistake)
+
+    def tool_bar(self, area):
+        bar = QToolBar()
+        bar.setMovable(False)
+        bar.setContextMenuPolicy(Qt.PreventContextMenu)
+        self.addToolBar(area, bar)
+        return bar
+
+    def add_action(self, bar, name, text, key, tip, slot):
+        """An action with a key, and a button `name` for it in `bar` where that isn't None."""
+        action = QAction(text, self)
+        action.setShortcut(QKeySequence(key))
+        action.setToolTip(f"{tip} ({action.shortcut().toString(QKeySequence.NativeText)})")
+        action.triggered.connect(lambda checked: slot())
+        self.addAction(action)
+        if bar is not None:
+            bar.addAction(action)
+            bar.widgetForAction(action).setObjectName(name)
+        return action
+
+    # Drawing
+
+    def take_tool(self, erasing):
+        self.canvas.erasing = erasing
+
+    def set_pen_width(self, width):
+        self.canvas.pen_width = width
+
+    def widen(self, step):
+        self.width_slider.setValue(self.width_slider.value() + step)
+
+    def open_drawing(self):
+        path, _ = QFileDialog.getOpenFileName(self, "Open a drawing", "",
+                                              "Pictures (*.png *.jpg *.jpeg *.bmp)")
+        if path:
+            self.worker.submit("open", functools.partial(read_picture, path), self.canvas.replace,
+                               self.report)
+
+    def save_drawing(self):
+        path, _ = QFileDialog.getSaveFileName(self, "Save the drawing", "digit.png", "PNG (*.png)")
+        if path:
+            if not os.path.splitext(path)[1]:
+                path += ".png"
+            job = functools.partial(write_picture, QImage(self.canvas.picture), path)
+            self.worker.submit("save", job, lambda _: self.report(f"Saved {path}"), self.report)
+
+    def show_help(self):
+        QMessageBox.about(self, "Keys", self.help_text())
+
+    def help_text(self):
+        rows = "".join(
+            f"<tr><td><b>{action.shortcut().toString(QKeySequence.NativeText)}</b>&nbsp;&nbsp;</td>"
+            f"<td>{action.toolTip().rpartition(' (')[0]}</td></tr>" for action in self.actions())
+        return f"<h3>{self.program}</h3><table cellpadding=2>{rows}</table>"
+
+    def report(self, text):
+        """Show a line, or an error's, in the status bar."""
+        self.status.setText(" ".join(str(text).split()))
+
+    # Reading
+
+    def take_network(self, network):
+        self.network = network
+        self.panel.opened(network)
+        self.report("")
+        self.look()
+        self.read_test_set()
+
+    def look(self):
+        """Have the newest drawing looked at."""
+        self.sync_sample()
+        job = functools.partial(self.look_at, QImage(self.canvas.picture), self.canvas.digit,
+                                self.label())
+        self.worker.submit("look", job, lambda seen: self.panel.show(*seen), self.failed.emit)
+
+    def look_at(self, picture, digit, label):
+        """In the worker: (digit, label, what the network says)."""
+        if digit is None:
+            digit = digit_from_drawing(to_array(picture))
+        if digit is None or self.network is None:
+            return digit, label, None
+        return digit, label, self.network.look(digit)
+
+    # The test set
+
+    def take_test_set(self, test_set):
+        self.images, self.labels = test_set
+        self.go_to.setMaximum(self.count() - 1)
+        self.test_set_bar.setEnabled(True)
+        self.read_test_set()
+
+    def do_without_test_set(self, error):
+        absent = isinstance(error, DataError)
+        notice = QLabel("No MNIST here: drawing only" if absent else f"Drawing only: {error}")
+        notice.setToolTip(str(error))
+        notice.setContentsMargins(0, 0, 14, 8)
+        self.statusBar().addPermanentWidget(notice)
+
+    def count(self):
+        return len(self.images)
+
+    def label(self):
+        """The true label of what the canvas shows, or None."""
+        return None if self.canvas.sample is None else int(self.labels[self.canvas.sample])
+
+    def show_sample(self, index):
+        if index >= 0:
+            self.canvas.show_digit(self.images[index], index)
+
+    def sync_sample(self):
+        """Undo may have brought back another test digit."""
+        if self.canvas.sample is not None:
+            self.go_to.blockSignals(True)
+            self.go_to.setValue(self.canvas.sample)
+            self.go_to.blockSignals(False)
+
+    def step(self, by):
+        """Go one test digit on or back; from none to the first or the last."""
+        start = self.go_to.value()
+        if start < 0 and by < 0:
+            start = 0
+        self.go_to.setValue((start + by) % self.count())
+
+    def type_number(self):
+        self.go_to.setFocus()
+        self.go_to.selectAll()
+
+    def read_test_set(self):
+        """Have the next batch of test digits read, so that the mistakes become known."""
+        if self.network is None or self.images is None:
+            return
+        start = len(self.answers)
+        if start < self.count():
+            batch = self.images[start:start + self.network.batch_size]
+            job = functools.partial(self.network.read, batch)
+            self.worker.submit("test set", job, self.take_answers, self.failed.emit)
+        else:
+            wrong = len(self.mistakes())
+            self.report(f"Of the {start:,} test digits, {wrong:,} are misread")
+        if self.mistake_wanted:
+            self.next_mistake()
+
+    def take_answers(self, answers):
+        self.answers = np.concatenate([self.answers, answers])
+        self.read_test_set()
+
+    def mistakes(self):
+        """The indices of the test digits known to be misread."""
+        return np.flatnonzero(self.answers != self.labels[:len(self.answers)])
+
+    def next_mistake(self):
+        """Go to the next misread digit, after the last to the first, as soon as it is known."""
+        mistakes = self.mistakes()
+        later = mistakes[mistakes > self.go_to.value()]
+        all_read = len(self.answers) == self.count()
+        self.mistake_wanted = not len(later) and not all_read
+        if len(later):
+            self.go_to.setValue(int(later[0]))
+        elif len(mistakes) and all_read:
+            self.go_to.setValue(int(mistakes[0]))
+
+    def closeEvent(self, event):
+        self.settings.setValue("geometry", self.saveGeometry())
+        self.settings.setValue("pen_width", self.width_slider.value())
+        self.hide()
+        self.worker.stop()
+        super().closeEvent(event)
+
+
+def spacer():
+    """An empty widget that pushes what follows it in a tool bar to the right."""
+    widget = QWidget()
+    widget.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Preferred)
+    return widget

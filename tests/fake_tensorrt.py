@@ -9,6 +9,7 @@ answers, so that a wrong offset, a forgotten copy or a missing wait shows as a w
 import contextlib
 import enum
 import pickle
+import threading
 import types
 
 import numpy as np
@@ -24,11 +25,13 @@ TENSORS = ("image", "log_probs")
 
 class Device:
     """A GPU: memory by address, streams by handle, and what shall go wrong (`failing`: "builder",
-    "parse", "build", "runtime", "load", "network", "dtype", "context", "shape", "execute")."""
+    "tf32", "int8", "parse", "build", "runtime", "load", "network", "dtype", "context", "shape",
+    "address", "execute"). "tf32" and "int8" before `fake_tensorrt`: this GPU has them not."""
 
     def __init__(self):
         self.blocks, self.streams, self.failing = {}, {}, set()
         self.page_locked = []
+        self.leaked = []  # addresses of buffers given back outside of a CUDA context
         self.calls = []  # the names of TensorRT's calls that ran the engine
 
     def allocate(self, size):
@@ -60,9 +63,10 @@ class Device:
 class Stream:
     """Work in order, done when it is waited for; while a graph is captured, only recorded."""
 
-    def __init__(self, device):
+    def __init__(self, device, needed=lambda function: function):
         self.device, self.work, self.captured = device, [], None
         self.handle = self.cuda_stream = 0x7000 + len(device.streams)
+        self.synchronize = needed(self.synchronize)
         device.streams[self.handle] = self
 
     def start(self, action):
@@ -74,14 +78,39 @@ class Stream:
             self.work.pop(0)()
 
 
+class Contexts(threading.local):
+    """Each thread's stack of CUDA contexts; what needs one fails without."""
+
+    def __init__(self):
+        self.stack = []
+
+    def needed(self, function):
+        def run(*arguments):
+            assert self.stack, "invalid device context"
+            return function(*arguments)
+        return run
+
+
 def fake_pycuda(device):
-    """The modules `pycuda`, `pycuda.driver` and `pycuda.autoprimaryctx` over a `Device`."""
+    """The modules `pycuda` and `pycuda.driver` over a `Device`."""
+    contexts = Contexts()
+
     class Buffer:
         def __init__(self, size):
             self.address = device.allocate(size)
 
         def __int__(self):
             return self.address
+
+        def __del__(self):
+            if not contexts.stack:
+                device.leaked.append(self.address)
+
+    class Context:
+        pop = staticmethod(lambda: contexts.stack.pop())
+
+        def push(self):
+            contexts.stack.append(self)
 
     class Gpu:
         count = staticmethod(lambda: 1)
@@ -95,19 +124,25 @@ def fake_pycuda(device):
         def compute_capability(self):
             return 5, 3
 
+        def retain_primary_context(self):
+            return Context()
+
     driver = types.ModuleType("pycuda.driver")
     driver.Error = type("Error", (Exception,), {})
     driver.init = lambda: None
-    driver.Device = Gpu
-    driver.Stream = lambda: Stream(device)
-    driver.mem_alloc = Buffer
-    driver.pagelocked_zeros = lambda shape, dtype: device.lock_pages(shape)
-    driver.memcpy_htod_async = lambda to, array, stream: device.copy_in(int(to), array, stream)
-    driver.memcpy_dtoh_async = lambda array, of, stream: device.copy_out(array, int(of), stream)
+    driver.Device, driver.Context = Gpu, Context
+    for name, function in {
+            "Stream": lambda: Stream(device, contexts.needed),
+            "mem_alloc": Buffer,
+            "pagelocked_zeros": lambda shape, dtype: device.lock_pages(shape),
+            "memcpy_htod_async": lambda to, array, stream: device.copy_in(int(to), array, stream),
+            "memcpy_dtoh_async": lambda array, of, stream: device.copy_out(array, int(of), stream),
+    }.items():
+        setattr(driver, name, contexts.needed(function))
     pycuda = types.ModuleType("pycuda")
+    pycuda.VERSION_TEXT = "2021.1"  # it has no __version__
     pycuda.driver = driver
-    return {"pycuda": pycuda, "pycuda.driver": driver,
-            "pycuda.autoprimaryctx": types.ModuleType("pycuda.autoprimaryctx")}
+    return {"pycuda": pycuda, "pycuda.driver": driver}
 
 
 def fake_torch(device, graphs=True):
@@ -286,6 +321,10 @@ def fake_tensorrt(version, device, name="tensorrt"):
             self._shapes = min, opt, max
 
     class Builder:
+        if has_precision_flags:
+            platform_has_tf32 = "tf32" not in device.failing
+            platform_has_fast_int8 = "int8" not in device.failing
+
         def __init__(self, logger):
             self._log = the_log(logger)
             if "builder" in device.failing:
@@ -453,7 +492,7 @@ def fake_tensorrt(version, device, name="tensorrt"):
 
             def set_tensor_address(self, name, memory):
                 self._addresses[name] = memory
-                return True
+                return "address" not in device.failing
 
             def execute_async_v3(self, stream_handle):
                 addresses = [self._addresses[tensor] for tensor in TENSORS]
@@ -463,7 +502,9 @@ def fake_tensorrt(version, device, name="tensorrt"):
                 IOptimizationProfile, Builder, Runtime, ICudaEngine, IExecutionContext):
         setattr(trt, cls.__name__, cls)
     if is_rtx:
-        trt.DynamicShapesKernelSpecializationStrategy = Enum("Strategy", "LAZY EAGER NONE")
+        trt.ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80", start=0)
+        trt.DynamicShapesKernelSpecializationStrategy = Enum(
+            "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE", start=0)
     return trt
 
 

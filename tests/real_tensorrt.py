@@ -26,13 +26,14 @@ CACHE = os.path.join(PROJECT, ".venv-tensorrt")
 VERSIONS = ("8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.2.6", "10.16.1.11", "11.0.0.114",
             "11.4.0.106")
 
-# As a machine without a usable driver: an error is logged through TensorRT's C++ interface
-# (`ILogger::log` is the first of its virtual functions, 1 is kERROR), then there is no object.
+# As on a machine without a usable driver: an error is logged through TensorRT's C++ interface (1 is
+# kERROR), then there is no object. `ILogger::log` is the first virtual function of its class until
+# TensorRT 10, then the fifth, after IVersionedInterface's (NVIDIA/TensorRT, NvInferRuntimeBase.h).
 EMPTY_LIBRARY = """
 #include <stddef.h>
 typedef void (*Log)(void *, int, const char *);
 #define LOGS(name) void *name(void *logger) { \\
-    (*(Log **)logger)[0](logger, 1, "CUDA initialization failure with error: 35"); return NULL; }
+    (*(Log **)logger)[LOG](logger, 1, "CUDA initialization failure with error: 35"); return NULL; }
 #define EMPTY(name) void *name(void) { return NULL; }
 LOGS(createInferBuilder_INTERNAL)
 LOGS(createInferRuntime_INTERNAL)
@@ -63,8 +64,11 @@ def install(folder, *packages):
         "--no-deps", "--target", folder, *packages)
 
 
-def make_empty_libraries(bindings, folder):
-    """Compile libraries of the names, and with the functions, that `bindings` (a .so) asks for."""
+def make_empty_libraries(bindings, folder, log):
+    """Compile libraries of the names, and with the functions, that `bindings` (a .so) asks for.
+
+    `log`: the number of `ILogger::log` among its class's virtual functions.
+    """
     for tool in ("gcc", "readelf", "nm"):
         if shutil.which(tool) is None:
             raise RuntimeError(f"no {tool} here")
@@ -77,19 +81,19 @@ def make_empty_libraries(bindings, folder):
             f"EMPTY({name})\n" for name in functions
             if name not in ("createInferBuilder_INTERNAL", "createInferRuntime_INTERNAL")))
     for name in re.findall(r"NEEDED.*\[(libnv.*)\]", run("readelf", "-d", bindings)):
-        run("gcc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", os.path.join(folder, name),
+        run("gcc", "-shared", "-fPIC", f"-DLOG={log}", f"-Wl,-soname,{name}", "-o", os.path.join(folder, name),
             source)
 
 
 def fetch(version):
-    """The bindings of a version, once: CACHE/VERSION/tensorrt and its libraries in …/lib."""
+    """The bindings of a version, once: CACHE/VERSION/tensorrt and its empty libraries in …/empty."""
     folder = os.path.join(CACHE, version)
     if os.path.exists(os.path.join(folder, "ready")):
         return
     shutil.rmtree(folder, ignore_errors=True)
     install(folder, package(version))
     make_empty_libraries(os.path.join(folder, "tensorrt_bindings", "tensorrt.so"),
-                         os.path.join(folder, "lib"))
+                         os.path.join(folder, "empty"), 0 if int(version.split(".")[0]) < 11 else 4)
     os.mkdir(os.path.join(folder, "tensorrt"))  # the package that brings the libraries in real life
     with open(os.path.join(folder, "tensorrt", "__init__.py"), "w") as file:
         file.write("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
@@ -127,7 +131,7 @@ def environment(version, libraries=True):
     changed = dict(os.environ, PYTHONPATH=os.pathsep.join((folder, PROJECT, HERE)))
     changed.pop("LD_LIBRARY_PATH", None)
     if libraries:
-        changed["LD_LIBRARY_PATH"] = os.path.join(folder, "lib")
+        changed["LD_LIBRARY_PATH"] = os.path.join(folder, "empty")
     return changed
 
 

@@ -57,20 +57,23 @@ class Notes:
     # what the rerouted source calls
 
     def get(self, thing, name):
-        value = builtins.getattr(thing, name)
         self.note(thing, name, "read")
-        return value
+        return builtins.getattr(thing, name)
 
     def set(self, thing, name, value):
-        setattr(thing, name, value)
         self.note(thing, name, "set", [value])
+        setattr(thing, name, value)
 
     def call(self, thing, name, *arguments, **keywords):
-        function = builtins.getattr(thing, name)
-        bound = arguments
-        if isinstance(thing, type) and isinstance(function, types.FunctionType):
-            bound = arguments[1:]  # Class.method(self, …)
-        self.note(thing, name, "call", bound, keywords)
+        function = builtins.getattr(thing, name, None)
+        unbound = isinstance(thing, type) and isinstance(function, types.FunctionType)
+        self.note(thing, name, "call", arguments[unbound:], keywords)  # without Class.method's self
+        return builtins.getattr(thing, name)(*arguments, **keywords)
+
+    def call_class(self, function, *arguments, **keywords):
+        """A call by a plain name: worth a note where it is one of TensorRT's classes."""
+        if isinstance(function, type) and function in self.kinds:
+            self.note(self.trt, self.kinds[function], "call", arguments, keywords)
         return function(*arguments, **keywords)
 
     def hasattr(self, thing, name):
@@ -97,6 +100,11 @@ class Rerouted(ast.NodeTransformer):
         return self.through("get", node, node.value)
 
     def visit_Call(self, node):
+        if isinstance(node.func, ast.Name) and node.func.id != "super":
+            notes = ast.Attribute(ast.Name("notes_", ast.Load()), "call_class", ast.Load())
+            return ast.copy_location(ast.Call(
+                notes, [node.func, *map(self.visit, node.args)],
+                list(map(self.visit, node.keywords))), node)
         if not isinstance(node.func, ast.Attribute):
             return self.generic_visit(node)
         return self.through("call", node.func, node.func.value, *map(self.visit, node.args),
@@ -110,15 +118,16 @@ class Rerouted(ast.NodeTransformer):
             ast.Expr(self.through("set", target, target.value, self.visit(node.value))), node)
 
 
-def watched_source(source, module, notes):
-    """Run `source` as the body of a module, its doings noted."""
+def run_watched(source, names, notes):
+    """Run `source` with `names` (a dict), its doings noted."""
     tree = ast.fix_missing_locations(Rerouted().visit(ast.parse(source)))
-    vars(module).update(notes_=notes, hasattr=notes.hasattr, getattr=notes.getattr)
-    exec(compile(tree, module.__name__ + " (watched)", "exec"), vars(module))
-    return module
+    names.update(notes_=notes, hasattr=notes.hasattr, getattr=notes.getattr)
+    exec(compile(tree, "watched", "exec"), names)
 
 
 def watched(name, notes):
-    """The project's module `name`, loaded anew."""
+    """The project's module `name`, loaded anew and watched."""
+    module = types.ModuleType(name)
     with open(os.path.join(HERE, name + ".py"), encoding="utf-8") as file:
-        return watched_source(file.read(), types.ModuleType(name), notes)
+        run_watched(file.read(), vars(module), notes)
+    return module

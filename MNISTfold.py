@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from MNISTdsource import MEAN, STD
+from MNISTmodel import calls
 
 # What a rewritten network may differ by, in double precision: far below what a wrong fold does.
 EXACT = 1e-4
@@ -60,6 +61,21 @@ def sample_digits():
     """A few digits of random grey levels, double (5, 1, 28, 28)."""
     grey = np.random.RandomState(0).randint(0, 256, (5, 1, 28, 28))
     return torch.from_numpy(grey.astype(np.float64))
+
+
+def channels_last(net):
+    """A copy of `net` whose maps lie channels-last, which CPUs compute up to twice as fast.
+
+    `net` itself where it can't: one that takes a `view` of its maps, for instance.
+    """
+    changed = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    one = next(changed.parameters())
+    try:
+        with torch.no_grad():
+            changed.eval()(torch.zeros(2, 1, 28, 28, dtype=one.dtype, device=one.device))
+    except RuntimeError:
+        return net
+    return changed.train(net.training)
 
 
 # --- The normalisation ----------------------------------------------------------------------------
@@ -128,26 +144,3 @@ class BatchNormFold(collections.namedtuple("BatchNormFold", "layer norm")):
                     shift + bias * scale.flatten() - bias)
         parent, _, child = self.norm.rpartition(".")
         setattr(modules[parent], child, nn.Identity())
-
-
-# --- Watching a network ---------------------------------------------------------------------------
-
-Call = collections.namedtuple("Call", "module input output")
-
-
-def calls(net, x):
-    """Each `Call` of an innermost module while net(x) is computed, in their order."""
-    made = []
-
-    def note(module, inputs, output):
-        if inputs and isinstance(inputs[0], torch.Tensor):
-            made.append(Call(module, inputs[0], output))
-
-    hooks = [module.register_forward_hook(note) for module in net.modules()
-             if not list(module.children())]
-    try:
-        net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return made

@@ -24,12 +24,12 @@ class TorchEngine:
     def __init__(self, net, device, precision, batch_size):
         import torch
 
-        from MNISTfold import fold
+        from MNISTfold import channels_last, fold
         self.torch = torch
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.net = fold(net).to(device)
         if device == "cpu":
-            self.net = self.net.to(memory_format=torch.channels_last)
+            self.net = channels_last(self.net)
             self.detail = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
         else:
             forbid_tf32(torch)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import MNISTdsource
+import MNISTidx
 from MNISTdsource import DataError, load_split
 from MNISTscript import HERE
 
@@ -222,7 +223,7 @@ def test_a_damaged_file_in_data_is_an_error_not_a_download(server, tmp_path):
     load_split("test")
     (tmp_path / "data" / (NAMES[0] + ".gz")).write_bytes(b"damaged")
     server.asked.clear()
-    with pytest.raises(MNISTdsource.IdxError, match=NAMES[0]):
+    with pytest.raises(MNISTidx.IdxError, match=NAMES[0]):
         load_split("test")
     assert server.asked == []
 
@@ -264,6 +265,7 @@ def test_progress_is_a_bar_on_a_terminal(server, capsys, monkeypatch):
 DOWNLOADER = """
 import sys
 import MNISTdsource
+import MNISTidx
 MNISTdsource.MIRRORS = (sys.argv[1],)
 MNISTdsource.DEFAULT_DATA_DIR = sys.argv[2]
 MNISTdsource.SHA256 = dict(pair.split("=") for pair in sys.argv[3:])

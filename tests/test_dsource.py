@@ -14,14 +14,13 @@ import pytest
 import MNISTdsource
 from MNISTdsource import (
     DataError,
-    IdxError,
     digit_from_drawing,
     generated_digits,
     load_digits,
     load_split,
     normalise,
-    read_idx,
 )
+from MNISTidx import IdxError, read_idx
 from MNISTscript import UnavailableError
 
 IDX_CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D,

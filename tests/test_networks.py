@@ -1,0 +1,208 @@
+"""Any network, nothing of ours changed for it: found, folded, exported, run by every engine."""
+
+import os
+import textwrap
+
+import numpy as np
+import own_networks
+import pytest
+import torch
+
+import MNISTengine
+from MNISTdsource import normalise
+from MNISTfold import Normalised, channels_last, fold
+from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
+from MNISTonnx import check_onnx, onnx_bytes
+from MNISTscript import MNISTError, UnavailableError
+from MNISTtensorrt import build_engine
+from MNISTweights import (
+    SHIPPED,
+    find_network,
+    load_network,
+    make_network,
+    save_weights,
+    trained_path,
+)
+
+OWN = own_networks.__file__
+ALL = [kind.__name__ for kind in own_networks.NETWORKS]
+
+
+@pytest.fixture
+def trained():
+    """A function of a network's name: the network, its batch norms as after some training."""
+    def make(name):
+        torch.manual_seed(2)
+        net = getattr(own_networks, name)().float()
+        net.train()
+        with torch.no_grad():
+            for _ in range(3):
+                net(torch.randn(32, 1, 28, 28) * 2 + 1)
+            for parameter in net.parameters():
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+        return net.eval()
+    return make
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
+    net = trained(name)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with torch.no_grad():
+        answers = fold(net)(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
+    assert np.abs(answers - MNISTengine.reference_answers(net, digits)).max() < 1e-4
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
+
+
+# Where the normalisation can be folded exactly, it is; elsewhere it stays a step of its own.
+FOLDED = {"BatchNorm", "Residual", "Depthwise", "Dense", "Tied", "Double", "NormReadTwice",
+          "Named"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_normalisation_is_folded_where_that_is_exact(trained, name):
+    assert isinstance(fold(trained(name)), Normalised) == (name not in FOLDED)
+
+
+@pytest.mark.parametrize("name, left", [("BatchNorm", 0), ("Residual", 0), ("Depthwise", 0),
+                                        ("NormFirst", 1), ("NormReadTwice", 1)])
+def test_batch_norm_is_folded_where_that_is_exact(trained, name, left):
+    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    assert sum(isinstance(module, norms) for module in fold(trained(name)).modules()) == left
+
+
+def test_calls_are_those_of_the_innermost_modules(trained):
+    net = trained("Residual")
+    made = calls(net, torch.zeros(1, 1, 28, 28))
+    assert [type(call.module).__name__ for call in made] == [
+        "Conv2d", "GroupNorm", "Conv2d", "BatchNorm2d", "SiLU", "AdaptiveAvgPool2d", "Linear"]
+    assert not net.stem._forward_hooks
+
+
+def test_what_a_network_costs(trained):
+    assert count_parameters(Net()) == 431080
+    assert count_multiply_adds(Net()) == 24**2 * 20 * 25 + 8**2 * 50 * 500 + 800 * 500 + 5000
+    assert count_parameters(trained("Tied")) == 784 * 24 + 24 + 24 * 24 + 24 + 240 + 10
+    assert count_multiply_adds(trained("Depthwise")) == (
+        12**2 * 8 * 25 + 10**2 * 8 * 9 + 10**2 * 8 * 12 + 8**2 * 12 * 4 * 9 + 120)
+
+
+@pytest.mark.parametrize("engine", [name for name, kind in MNISTengine.ENGINES.items()
+                                    if "cpu" in kind.precisions and not kind.on_request])
+@pytest.mark.parametrize("name", ALL)
+def test_every_engine_runs_it(trained, digits, name, engine):
+    reason = MNISTengine.why_not(engine, "cpu")
+    if reason:
+        pytest.skip(reason)
+    net = trained(name)
+    running = MNISTengine.open_engine(engine, net, batch_size=16)
+    answers = np.concatenate([running(digits[:16]).copy(), running(digits[16:20]).copy()])
+    running.close()
+    assert np.abs(answers - MNISTengine.reference_answers(net, digits[:20])).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_channels_last_where_the_network_can(trained, digits, name):
+    net = trained(name)
+    changed = channels_last(net)
+    x = torch.from_numpy(normalise(digits[:3]))
+    with torch.no_grad():
+        assert torch.allclose(changed(x), net(x), atol=1e-4)
+    assert (changed is net) == (name == "Branches")  # which has a view() of its maps
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_graph_is_right_at_any_batch_size(trained, digits, name):
+    net = trained(name)
+    assert "differs" in check_onnx(onnx_bytes(net), net, "fp32", digits)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tensorrt_builds_it(trained, name):
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx builds real engines")
+    net = trained(name)
+    assert len(build_engine(trt, onnx_bytes(net), "fp32", (1, 64))) > 1000
+
+
+# --- Finding it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weights_of_a_network_in_a_file(trained, tmp_path, name):
+    net = trained(name)
+    save_weights(net, tmp_path / "mine.pth")
+    loaded = load_network(str(tmp_path / "mine.pth"), f"{OWN}:{name}")
+    assert (loaded.name, loaded.path) == (name, str(tmp_path / "mine.pth"))
+    assert loaded.stem == str(tmp_path / "mine") and loaded.origin == loaded.path
+    grey = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
+    x = torch.from_numpy(normalise(grey))
+    with torch.no_grad():
+        assert torch.equal(loaded.net(x), net(x))
+
+
+def test_a_file_is_imported_from_where_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "layers.py").write_text("WIDTH = 7\n")
+    (tmp_path / "mine.py").write_text(textwrap.dedent("""
+        from layers import WIDTH
+        from torch import nn
+
+        class Mine(nn.Sequential):
+            def __init__(self):
+                super().__init__(nn.Flatten(), nn.Linear(784, WIDTH), nn.Linear(WIDTH, 10),
+                                 nn.LogSoftmax(1))
+        """))
+    monkeypatch.chdir(tmp_path)
+    name, make = find_network("mine.py:Mine")
+    assert name == "Mine" and make_network(name, make)[1].out_features == 7
+
+
+@pytest.mark.parametrize("content, network, words", [
+    (None, "none.py:Mine", "there is no file .*none.py"),
+    ("def broken(:", "mine.py:Mine", "mine.py can't be imported .SyntaxError: .*line 1"),
+    ("import no_such_module", "mine.py:Mine", "ModuleNotFoundError: No module named 'no_such"),
+    ("raise RuntimeError('boom')", "mine.py:Mine", "RuntimeError: boom"),
+    ("from torch.nn import ReLU", "mine.py:Mine", "has no class Mine, but ReLU"),
+    ("def Mine(width): pass", "mine.py:Mine", "can't be made without arguments .TypeError"),
+    ("def Mine(): return 3", "mine.py:Mine", "gives a int, not a torch.nn.Module"),
+    ("from torch.nn import Linear\ndef Mine(): return Linear(784, 10)", "mine.py:Mine",
+     "fails on float32 .B, 1, 28, 28.*RuntimeError"),
+    ("from torch.nn import Identity as Mine", "mine.py:Mine",
+     r"gives \(2, 1, 28, 28\) for two digits, not \(2, 10\)"),
+    ("from torch.nn import *\ndef Mine(): return Sequential(Flatten(), Linear(784, 10))",
+     "mine.py:Mine", "doesn't give log-probabilities"),
+    (None, "smal", "did you mean small|only net"),
+    (None, "transformer", "none of that name, only net.*FILE.py:CLASS"),
+])
+def test_what_is_no_network_is_said(tmp_path, monkeypatch, content, network, words):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "mine.py").write_text(content + "\n")
+    with pytest.raises(UnavailableError, match=words) as error:
+        make_network(*find_network(network))
+    assert len(str(error.value).split("\n")) <= 2
+
+
+def test_weights_of_another_network_are_refused(trained, tmp_path):
+    save_weights(trained("Dense"), tmp_path / "dense.pth")
+    with pytest.raises(MNISTError, match="is not of this network: .* is missing"):
+        load_network(str(tmp_path / "dense.pth"))
+    with pytest.raises(MNISTError, match="is not of this network"):
+        load_network(str(tmp_path / "dense.pth"), f"{OWN}:Padded")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_built_in_network_is_known_by_its_weights(tmp_path, name):
+    save_weights(NETWORKS[name](), tmp_path / "weights.pth")
+    assert load_network(str(tmp_path / "weights.pth")).name == name
+
+
+def test_what_you_trained_comes_before_what_is_shipped(tmp_path, monkeypatch):
+    shipped = os.path.join(SHIPPED, "net.pth")
+    monkeypatch.setattr("MNISTweights.HERE", str(tmp_path))
+    assert trained_path("net") == str(tmp_path / "NetMNIST.pth")
+    assert load_network().path == shipped
+    assert load_network().stem == str(tmp_path / "net")  # nothing is written into weights/
+    save_weights(Net(), tmp_path / "NetMNIST.pth")
+    mine = load_network()
+    assert mine.path == str(tmp_path / "NetMNIST.pth") and mine.origin == "NetMNIST.pth"
+    assert mine.stem == str(tmp_path / "NetMNIST")

@@ -50,8 +50,7 @@ def package(version):
 
 def run(*command, **settings):
     """A command's output. Raises RuntimeError with the last line of what it said."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          **settings)
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}")
         raise RuntimeError(f"{os.path.basename(command[0])}: {said.splitlines()[-1]}")
@@ -81,12 +80,12 @@ def make_empty_libraries(bindings, folder, log):
             f"EMPTY({name})\n" for name in functions
             if name not in ("createInferBuilder_INTERNAL", "createInferRuntime_INTERNAL")))
     for name in re.findall(r"NEEDED.*\[(libnv.*)\]", run("readelf", "-d", bindings)):
-        run("gcc", "-shared", "-fPIC", f"-DLOG={log}", f"-Wl,-soname,{name}", "-o", os.path.join(folder, name),
-            source)
+        run("gcc", "-shared", "-fPIC", f"-DLOG={log}", f"-Wl,-soname,{name}",
+            "-o", os.path.join(folder, name), source)
 
 
 def fetch(version):
-    """The bindings of a version, once: CACHE/VERSION/tensorrt and its empty libraries in …/empty."""
+    """The bindings of a version, once: CACHE/VERSION/tensorrt, its empty libraries in …/empty."""
     folder = os.path.join(CACHE, version)
     if os.path.exists(os.path.join(folder, "ready")):
         return

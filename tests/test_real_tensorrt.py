@@ -3,7 +3,7 @@
 `make test-tensorrt` fetches eight versions of them (see real_tensorrt.py). Our code runs against
 the stand-in of each while its every use of TensorRT is noted; then each note is compared with what
 the real version has and what its documented signatures take. What empty libraries let run for real
-(importing, logging, failing) runs for real. TensorRT-RTX, which is installed whole, is held likewise.
+(importing, logging, failing) runs for real. TensorRT-RTX, installed whole, is held likewise.
 """
 
 import contextlib
@@ -171,8 +171,7 @@ def test_a_stand_in_that_claims_too_much_is_noticed(tamper, reason, monkeypatch)
 def run_on(version, code, libraries=True):
     """Run Python code in a process that has the real bindings; gives (status, stdout, stderr)."""
     done = subprocess.run([sys.executable, "-c", code], env=environment(version, libraries),
-                          cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          timeout=300)
+                          cwd=HERE, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

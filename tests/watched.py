@@ -91,8 +91,8 @@ class Rerouted(ast.NodeTransformer):
 
     def through(self, function, node, value, *rest, keywords=()):
         notes = ast.Attribute(ast.Name("notes_", ast.Load()), function, ast.Load())
-        return ast.copy_location(ast.Call(notes, [self.visit(value), ast.Constant(node.attr), *rest],
-                                          list(keywords)), node)
+        arguments = [self.visit(value), ast.Constant(node.attr), *rest]
+        return ast.copy_location(ast.Call(notes, arguments, list(keywords)), node)
 
     def visit_Attribute(self, node):
         if not isinstance(node.ctx, ast.Load):

@@ -139,6 +139,20 @@ def package_missing(name):
     return None
 
 
+def check_writable(flag, path):
+    """Raise UnavailableError where the file of a flag can't be written: to be found out before
+    the work, not after it. "-" is stdout."""
+    if path == "-":
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UnavailableError(f"{flag} {path} is a folder, not a file")
+    if not os.path.isdir(folder):
+        raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
+
+
 @contextlib.contextmanager
 def write_atomically(path):
     """Give a binary file that becomes `path` on success and vanishes on any failure.

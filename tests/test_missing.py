@@ -110,7 +110,7 @@ def test_help_needs_nothing(without):
     (["InferenceMNIST.py"], "torch", "torch, which isn't installed: pip install torch"),
     (["TrainMNIST.py"], "numpy", "numpy, which isn't installed: pip install numpy"),
     (["TrainMNIST.py", "--plot", "curves.png"], "matplotlib",
-     "matplotlib, which isn't installed: pip install matplotlib"),
+     "--plot needs matplotlib: pip install matplotlib"),
     (["TrainMNIST.py", "--data", "generated"], "matplotlib", "pip install matplotlib"),
     (["TrainMNIST.py"], "", "data doesn't hold MNIST, and it couldn't be downloaded"),
     (["InferenceMNIST.py", "--device", "cuda"], "", "--device cuda: "),

@@ -11,7 +11,9 @@ import pytest
 import torch
 from scripts import ROOT, run, start
 
+import MNISTtraining
 import TrainMNIST
+from MNISTdsource import normalise
 from MNISTweights import load_network
 
 
@@ -49,7 +51,7 @@ def test_killed_run_resumes_to_the_same_weights(train, small_mnist, tmp_path):
     out, _ = run(*command, "--resume")
     assert "resuming after epoch" in out
     assert identical(undisturbed, load_network(output).net.state_dict())
-    assert sorted(os.listdir(tmp_path)) == ["a.pth", "b.pth"]
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.pth", "b.json", "b.pth"]
 
 
 def wait_for(path, process):
@@ -113,7 +115,7 @@ def test_record_and_plot(train, tmp_path):
     (["--output", "no/such/folder/net.pth"], "there is no folder"),
     (["--lr", "-1"], "--lr must be above 0"),
     (["--epochs", "0"], "at least 1"),
-    (["--validate"], "--validate holds out 10000"),
+    (["--validate"], "10000 digits are to be held out"),
 ])
 def test_bad_requests(small_mnist, tmp_path, flags, words):
     _, err = run("TrainMNIST.py", "--data-dir", small_mnist, *flags, status=2, cwd=tmp_path)
@@ -124,7 +126,7 @@ def test_learning_rate_is_one_cycle():
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     rates = []
     for step in range(1, 101):
-        TrainMNIST.set_learning_rate(optimiser, 0.2, step / 100)
+        MNISTtraining.set_learning_rate(optimiser, 0.2, step / 100)
         rates.append(optimiser.param_groups[0]["lr"])
     assert max(rates) == pytest.approx(0.2) and 20 < np.argmax(rates) < 30
     assert rates[-1] < 1e-6 and all(rate >= 0 for rate in rates)
@@ -133,9 +135,9 @@ def test_learning_rate_is_one_cycle():
 def test_augmentation_moves_digits_but_keeps_them():
     images = torch.zeros(200, 28, 28, dtype=torch.uint8)
     images[:, 8:20, 12:16] = 255
-    x = TrainMNIST.normalise(images)
-    moved = TrainMNIST.augment(x, TrainMNIST.generator("cpu", 0))
-    again = TrainMNIST.augment(x, TrainMNIST.generator("cpu", 0))
+    x = normalise(images)
+    moved = MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0))
+    again = MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0))
     assert torch.equal(moved, again)
     assert moved.shape == x.shape and len(torch.unique(moved.sum((1, 2, 3)))) > 190
     assert moved.min() >= x.min() - 1e-5 and moved.max() <= x.max() + 1e-5
@@ -146,7 +148,7 @@ def test_augmentation_moves_digits_but_keeps_them():
 def test_thickness_between_erosion_and_dilation():
     x = torch.zeros(3, 1, 9, 9)
     x[:, :, 3:6, 3:6] = 1
-    thinner, same, thicker = TrainMNIST.change_thickness(
+    thinner, same, thicker = MNISTtraining.change_thickness(
         x, torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)).sum((1, 2, 3)).tolist()
     assert (thinner, same, thicker) == (1, 9, 25)
 

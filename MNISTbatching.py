@@ -162,11 +162,10 @@ def trial(engine, images):
 class Job:
     """One request's digits on their way: `images` uint8 (N, 28, 28), `answers` float32 (N, 10).
 
-    When all are there `done(job)` is called, with `job.error` set where the engine failed. With
-    `cancelled` set by then nobody wants the answers any more, and what still waits isn't computed.
+    When all are there `done(job)` is called, with `job.error` set where there are none.
     """
 
-    __slots__ = ("images", "answers", "given", "taken", "error", "done", "cancelled", "arrived",
+    __slots__ = ("images", "answers", "taken", "error", "done", "cancelled", "arrived",
                  "deadline", "queued", "computing")
 
     def __init__(self, images, done, timeout=None):
@@ -177,10 +176,6 @@ class Job:
         self.arrived = time.perf_counter()
         self.deadline = self.arrived + timeout if timeout else None
         self.queued = self.computing = 0.0  # seconds
-
-    def cancel(self):
-        """Nobody waits for the answers any more."""
-        self.cancelled = True
 
 
 class Batcher:
@@ -211,6 +206,13 @@ class Batcher:
         self.jobs.append(job)
         self.waiting += len(job.images)
         self.schedule()
+
+    def cancel(self, job):
+        """Compute no more of a job: nobody waits for its answers."""
+        if not job.cancelled and job.taken < len(job.images):
+            job.cancelled = True
+            self.waiting -= len(job.images) - job.taken
+            self.metrics.failed.inc()
 
     async def read(self, images):
         """The answers to uint8 (N, 28, 28): float32 (N, 10)."""
@@ -250,10 +252,13 @@ class Batcher:
         cut = None
         while wanted and self.jobs:
             job = self.jobs.popleft()
+            if job.cancelled:
+                continue
             start, length = job.taken, len(job.images)
-            if job.cancelled or (job.deadline and job.deadline < now and not start):
-                self.waiting -= length - start
-                self.give_up(job)
+            if job.deadline and job.deadline < now and not start:
+                self.cancel(job)
+                job.error = RequestError("Request timeout expired", 503, retry_after="1")
+                job.done(job)
                 continue
             if not start:
                 job.queued = now - job.arrived
@@ -266,12 +271,6 @@ class Batcher:
         if cut:
             self.jobs.append(cut)
         return parts
-
-    def give_up(self, job):
-        """End a job that nobody waits for, or that waited too long."""
-        self.metrics.failed.inc()
-        job.error = RequestError("Request timeout expired", 503, retry_after="1")
-        job.done(job)
 
     def compute(self, parts):
         """Run one batch and hand its answers to the jobs they belong to."""
@@ -314,8 +313,8 @@ class Batcher:
         """The engine raised `error`: so end all jobs that were in the batch."""
         for job, _, _ in parts:
             if job.taken < len(job.images):
-                self.jobs.remove(job)
-                self.waiting -= len(job.images) - job.taken
-            self.metrics.failed.inc()
+                self.cancel(job)
+            else:
+                self.metrics.failed.inc()
             job.error = error
             job.done(job)

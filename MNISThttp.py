@@ -147,11 +147,6 @@ class Connection(asyncio.Protocol):
         self.since = time.monotonic()
         self.next_request()
 
-    def eof_received(self):
-        """The client sends no more: what is whole is still answered."""
-        self.closing = True
-        return bool(self.current or self.waiting)
-
     def data_received(self, data):
         if self.closing:
             return

@@ -168,7 +168,7 @@ class Application:
                     (b"Inference-Header-Content-Length", b"%d" % json_length)])
 
         job = Job(images, done, header.timeout)
-        request.on_gone = job.cancel
+        request.on_gone = lambda: model.batcher.cancel(job)
         model.batcher.submit(job)
 
     def stats(self, request, *models):

@@ -13,9 +13,9 @@ import tempfile
 
 import numpy as np
 
+from MNISTenginefile import digest, weights_digest
 from MNISTonnx import ONNX_TOLERANCE, check_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError, package_missing, warn
-from MNISTtensorrt import digest, weights_digest
 
 PRECISIONS = ("fp32", "int8")  # as far as this project can export them
 MAX_BATCH = 64

@@ -60,7 +60,6 @@ class Server:
         """What the server answers to bytes, until it closes."""
         with self.connect() as client:
             client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
             return receive_all(client)
 
     def metrics(self):

@@ -84,7 +84,7 @@ def test_chunked_body(server):
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in
                       (body[:1], body[1:700], body[700:])) + b"0\r\n\r\n"
     answer = server.raw(http_bytes("POST", INFER, chunks, Content_Length="",
-                                   Transfer_Encoding="chunked"))
+                                   Transfer_Encoding="chunked", Connection="close"))
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
@@ -163,7 +163,7 @@ def test_errors_say_what_there_is(server):
     (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
 ], ids=lambda value: value if isinstance(value, int) else value[:30].decode("latin-1"))
 def test_what_isnt_a_good_request(server, request_bytes, status):
-    answer = server.raw(request_bytes)
+    answer = server.raw(request_bytes.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
 
@@ -264,7 +264,7 @@ def test_no_answer_reaches_another_request(server, expected):
         rng = np.random.default_rng(seed)
         connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
         for _ in range(50):
-            chosen = rng.integers(0, len(digits), int(rng.choice([1, 1, 1, 1, 2, 7, 64, 65, 200])))
+            chosen = rng.integers(0, len(digits), int(rng.choice([1] * 12 + [2, 7, 65, 150])))
             if len(chosen) < 10 and rng.random() < 0.5:
                 connection.request("POST", INFER, json_request(digits[chosen]))
                 output, = json.loads(connection.getresponse().read())["outputs"]
@@ -286,10 +286,14 @@ def test_clients_that_leave_harm_nobody(server, expected, digits):
     for _ in range(50):
         with server.connect() as client:
             client.sendall(http_bytes("POST", INFER, json_request(digits).encode()))
+    while server.metrics()['mnist_waiting_digits{model="net"}'] > 1000:
+        pass
     np.testing.assert_allclose(server.infer(digits), expected(digits), atol=1e-3)
 
 
 def test_metrics_add_up(server, digits):
+    while server.metrics()['mnist_waiting_digits{model="net"}']:
+        pass
     before = server.metrics()
     for size in (1, 5, 100):
         server.infer(digits[:size])
@@ -393,7 +397,7 @@ def test_slow_clients_are_ended(server):
     signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_what_is_in_flight_is_answered_at_the_end(number):
     with serving() as server:
-        body, headers = binary_request(np.zeros((5000, 28, 28), np.uint8))
+        body, headers = binary_request(np.zeros((3000, 28, 28), np.uint8))
         with concurrent.futures.ThreadPoolExecutor(1) as pool, server.connect() as idle:
             busy = pool.submit(server.ask, "POST", INFER, body, headers)
             while server.metrics()['mnist_digits_total{model="net"}'] == 0:
@@ -562,11 +566,10 @@ def test_waiting_too_long_and_leaving():
                             for value, timeout in ((1, 1e-9), (2, None), (3, 60)))
         for job in (late, left, good):
             batcher.submit(job)
-        left.cancel()
+        batcher.cancel(left)
         with pytest.raises(RequestError, match="try again"):
-            batcher.max_waiting = 3
+            batcher.max_waiting = 2
             batcher.submit(Job(digits_of(4), done.append))
         await asyncio.sleep(0.05)
-        assert done == [late, left, good]
-        assert late.error.status == 503 and left.error and good.answers[0, 0] == 3
+        assert done == [late, good] and late.error.status == 503 and good.answers[0, 0] == 3
     assert batch(use).batches == [1]

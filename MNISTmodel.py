@@ -8,7 +8,6 @@ recognised from the keys and shapes of its weights alone (see `MNISTweights`).
 import collections
 
 import torch
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -160,3 +159,40 @@ NETWORKS = collections.OrderedDict((
     ("net", Net), ("small", Small), ("lenet5", LeNet5), ("separable", Separable),
     ("separable-bn", SeparableBatchNorm), ("separable-dropout", SeparableDropout),
     ("separable-bn-dropout", SeparableBatchNormDropout)))
+
+
+# --- Looking into a network -----------------------------------------------------------------------
+
+Call = collections.namedtuple("Call", "module input output")
+
+
+def calls(net, x):
+    """Each `Call` of an innermost module while net(x) is computed, in their order."""
+    made = []
+
+    def note(module, inputs, output):
+        if inputs and isinstance(inputs[0], torch.Tensor):
+            made.append(Call(module, inputs[0], output))
+
+    hooks = [module.register_forward_hook(note) for module in net.modules()
+             if not list(module.children())]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made
+
+
+def count_parameters(net):
+    """How many parameters a network has; those that layers share count once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count_multiply_adds(net):
+    """How often a network multiplies and adds for one digit, in its convolutions and linear layers.
+    """
+    with torch.no_grad():
+        made = calls(net, torch.zeros(1, 1, 28, 28))
+    return sum(call.output.numel() * call.module.weight[0].numel() for call in made
+               if isinstance(call.module, (nn.Conv2d, nn.Linear)))

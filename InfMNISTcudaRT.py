@@ -40,8 +40,8 @@ def main():
                         help="time this engine, at its largest batch unless --batch-size says; "
                              "--precision says what it computes in")
     parser.add_argument("--memory", choices=("auto", "pycuda", "torch"), default="auto",
-                        help="what manages GPU memory; auto takes pycuda where it works, else "
-                             "torch (default: %(default)s)")
+                        help="what manages GPU memory; auto takes torch, which has CUDA "
+                             "graphs, where it sees a GPU, else pycuda (default: %(default)s)")
     add_flags(parser, "limit", "repeat", "json")
     parser.set_defaults(batch_size=None)
     arguments = parser.parse_args()
@@ -88,7 +88,7 @@ def wanted_engines(arguments):
 
 def build(arguments, network, images):
     """Bring every engine asked for up to date."""
-    from MNISTtensorrt import EngineFile
+    from MNISTenginefile import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
     for precision, batches in collections.OrderedDict.fromkeys(wanted):
         engine_file = EngineFile(network.net, precision, batches, network.stem)
@@ -131,7 +131,7 @@ def check_answers(engine, path, images, labels, reference):
 
 def open_engines(arguments, network, images):
     """Yield one opened engine after the other, with the path of its file."""
-    from MNISTtensorrt import cached_engine, engine_from_file, engine_path
+    from MNISTenginefile import cached_engine, engine_from_file, engine_path
     if arguments.engine:
         for batch_size in arguments.batch_size or [None]:
             yield engine_from_file(arguments.engine, arguments.precision[0], batch_size,

@@ -64,18 +64,18 @@ def sample_digits():
 
 
 def channels_last(net):
-    """A copy of `net` whose maps lie channels-last, which CPUs compute up to twice as fast.
+    """Lay a network's maps out channels-last, which CPUs compute up to twice as fast; returns it.
 
-    `net` itself where it can't: one that takes a `view` of its maps, for instance.
+    It stays as it was where it can't, because it takes a `view` of its maps, for instance.
     """
-    changed = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    one = next(changed.parameters())
+    net.to(memory_format=torch.channels_last)
+    one, training = next(net.parameters()), net.training
     try:
         with torch.no_grad():
-            changed.eval()(torch.zeros(2, 1, 28, 28, dtype=one.dtype, device=one.device))
+            net.eval()(torch.zeros(2, 1, 28, 28, dtype=one.dtype, device=one.device))
     except RuntimeError:
-        return net
-    return changed.train(net.training)
+        net.to(memory_format=torch.contiguous_format)
+    return net.train(training)
 
 
 # --- The normalisation ----------------------------------------------------------------------------

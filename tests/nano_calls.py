@@ -63,7 +63,8 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .create_builder_config .create_execution_context .create_network .create_optimization_profile
 .deserialize_cuda_engine .execute_async_v2 .get_binding_dtype .get_binding_shape .get_error
 .get_input .get_profile_shape .num_bindings .num_errors .set_binding_shape .set_flag
-.mem_alloc .memcpy_dtoh_async .memcpy_htod_async .pagelocked_zeros
+.Context .mem_alloc .memcpy_dtoh_async .memcpy_htod_async .pagelocked_zeros
+.retain_primary_context
 .InferenceSession .ValidationError .check_model .checker .load_model_from_string
 .SessionOptions .GraphOptimizationLevel .ORT_ENABLE_EXTENDED .get_available_providers
 .get_providers .preload_dlls .OrtValue

@@ -71,6 +71,19 @@ class Branches(nn.Module):
         return F.log_softmax(self.out(x), dim=-1)
 
 
+class Views(nn.Module):
+    """A `view` of its maps, which only one layout of the memory allows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 4, 5, stride=2)
+        self.b = nn.Conv2d(4, 6, 3, stride=2)
+        self.out = nn.Linear(150, 10)
+
+    def forward(self, x):
+        return F.log_softmax(self.out(self.b(F.relu(self.a(x))).view(x.size(0), -1)), 1)
+
+
 class Depthwise(nn.Module):
     """Depthwise, pointwise and grouped convolutions."""
 
@@ -207,5 +220,5 @@ def sequential():
                          nn.Linear(16, 10), nn.LogSoftmax(dim=1))
 
 
-NETWORKS = (BatchNorm, Padded, Residual, Branches, Depthwise, Dense, Buffers, Tied, Double,
+NETWORKS = (BatchNorm, Padded, Residual, Branches, Views, Depthwise, Dense, Buffers, Tied, Double,
             NormFirst, SkipsFirst, NormReadTwice, Named, sequential)

@@ -1,12 +1,15 @@
 """Any network, nothing of ours changed for it: found, folded, exported, run by every engine."""
 
 import os
+import re
+import shutil
 import textwrap
 
 import numpy as np
 import own_networks
 import pytest
 import torch
+from scripts import run
 
 import MNISTengine
 from MNISTdsource import normalise
@@ -15,6 +18,7 @@ from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_paramete
 from MNISTonnx import check_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError
 from MNISTtensorrt import build_engine
+from MNISTtraining import Recipe, new_network, train
 from MNISTweights import (
     SHIPPED,
     find_network,
@@ -56,7 +60,7 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
 
 # Where the normalisation can be folded exactly, it is; elsewhere it stays a step of its own.
 FOLDED = {"BatchNorm", "Residual", "Depthwise", "Dense", "Tied", "Double", "NormReadTwice",
-          "Named"}
+          "Named", "Views"}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -104,17 +108,35 @@ def test_every_engine_runs_it(trained, digits, name, engine):
 @pytest.mark.parametrize("name", ALL)
 def test_channels_last_where_the_network_can(trained, digits, name):
     net = trained(name)
-    changed = channels_last(net)
     x = torch.from_numpy(normalise(digits[:3]))
     with torch.no_grad():
-        assert torch.allclose(changed(x), net(x), atol=1e-4)
-    assert (changed is net) == (name == "Branches")  # which has a view() of its maps
+        before = net(x)
+        assert channels_last(net) is net and not net.training
+        assert torch.allclose(net(x), before, atol=1e-4)
+    weights = [weight for weight in net.parameters() if weight.dim() == 4]
+    assert all(weight.is_contiguous() == (name in ("Branches", "Views")) for weight in weights
+               if min(weight.shape) > 1)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_graph_is_right_at_any_batch_size(trained, digits, name):
     net = trained(name)
     assert "differs" in check_onnx(onnx_bytes(net), net, "fp32", digits)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ALL)
+def test_training_takes_it(digits, name, precision):
+    recipe = Recipe(epochs=2, batch_size=48, augment=True, precision=precision)
+    images = torch.from_numpy(digits)
+    labels = torch.arange(len(images)) % 10
+    net = new_network(*find_network(f"{OWN}:{name}"), recipe, "cpu")
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    history = train(net, recipe, (images, labels), (images, labels), teacher=Net())
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert all(np.isfinite(epoch["train_loss"]) for epoch in history)
+    for key, parameter in net.named_parameters():
+        assert not torch.equal(parameter, before[key]), f"{key} was not trained"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -207,3 +229,19 @@ def test_what_you_trained_comes_before_what_is_shipped(tmp_path, monkeypatch):
     mine = load_network()
     assert mine.path == str(tmp_path / "NetMNIST.pth") and mine.origin == "NetMNIST.pth"
     assert mine.stem == str(tmp_path / "NetMNIST")
+
+
+def test_train_and_compare_your_own(small_mnist, tmp_path):
+    """What README says of your own network, as a user does it."""
+    shutil.copy(OWN, tmp_path / "mine.py")
+    mine, weights = ("--network", "mine.py:Residual", "--data-dir", small_mnist), "Residual.pth"
+    out, _ = run("TrainMNIST.py", *mine, "--epochs", 1, "--output", weights, cwd=tmp_path)
+    assert "saved Residual.pth" in out
+    assert {"Residual.pth", "Residual.json"} <= set(os.listdir(tmp_path))
+    out, _ = run("CompareMNIST.py", *mine, "--weights", weights, "--limit", 64, "--device", "cpu",
+                 "--batch-size", 16, cwd=tmp_path)
+    usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
+              and "cpu" in kind.precisions and MNISTengine.why_not(name) is None]
+    for engine in usable:
+        assert re.search(rf"^{engine} .*cpu fp32 +16 ", out, re.MULTILINE), engine
+    assert "WRONG" not in out and "failed" not in out

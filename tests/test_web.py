@@ -114,8 +114,8 @@ def test_keys_alone(page):
 def test_names_for_a_screen_reader(page):
     nameless = page.js(
         "[...document.querySelectorAll('button, input:not([hidden]), select, canvas')]"
-        ".filter(one => !one.textContent.trim() && !one.getAttribute('aria-label') && !one.labels?.length)"
-        ".map(one => one.id)")
+        ".filter(one => !one.textContent.trim() && !one.getAttribute('aria-label')"
+        "               && !one.labels?.length).map(one => one.id)")
     assert nameless == []
     assert page.js("document.documentElement.lang") == "en"
 

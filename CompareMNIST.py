@@ -21,7 +21,7 @@ import time
 from MNISTscript import (
     UnavailableError,
     add_flags,
-    check_json,
+    check_writable,
     describe_error,
     keep_stdout_for_json,
     make_parser,
@@ -32,7 +32,7 @@ from MNISTscript import (
 def main():
     arguments = parse_arguments()
     keep_stdout_for_json(arguments.json)
-    check_json(arguments.json)
+    check_writable("--json", arguments.json)
     if arguments.plot:
         from MNISTplot import check_plot
         check_plot("--plot", arguments.plot)

@@ -21,7 +21,7 @@ from MNISTscript import (
     MNISTError,
     UnavailableError,
     add_flags,
-    check_json,
+    check_writable,
     keep_stdout_for_json,
     make_parser,
     run_program,
@@ -31,7 +31,7 @@ from MNISTscript import (
 def main():
     arguments = parse_arguments()
     keep_stdout_for_json(arguments.json)
-    check_json(arguments.json)
+    check_writable("--json", arguments.json)
 
     from MNISTdsource import load_digits
     from MNISTtensorrt import flavour, import_tensorrt
@@ -98,7 +98,7 @@ def wanted_engines(arguments):
 
 def build(arguments, network, images):
     """Bring every engine asked for up to date."""
-    from MNISTtensorrt import EngineFile
+    from MNISTenginefile import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
     for precision, batches in collections.OrderedDict.fromkeys(wanted):
         engine_file = EngineFile(network.net, precision, batches, network.stem)
@@ -137,7 +137,7 @@ def time_engines(arguments, network, digits, deadline):
 def open_engines(arguments, network, images):
     """Yield one opened engine after the other, with the path of its file."""
     from MNISTengine import open_engine
-    from MNISTtensorrt import engine_from_file, engine_path
+    from MNISTenginefile import engine_from_file, engine_path
     if arguments.engine:
         for batch_size in arguments.batch_size or [None]:
             yield engine_from_file(arguments.engine, arguments.precision[0], batch_size,

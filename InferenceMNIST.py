@@ -12,7 +12,7 @@ every engine of this machine side by side CompareMNIST.py.
 
 import time
 
-from MNISTscript import add_flags, check_json, keep_stdout_for_json, make_parser, run_program
+from MNISTscript import add_flags, check_writable, keep_stdout_for_json, make_parser, run_program
 
 
 def main():
@@ -24,7 +24,7 @@ def main():
                              "number, truth, answer and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
-    check_json(arguments.json)
+    check_writable("--json", arguments.json)
     if arguments.mistakes:
         from MNISTplot import check_plot
         check_plot("--mistakes", arguments.mistakes)

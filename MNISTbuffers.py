@@ -95,6 +95,8 @@ class CudaBuffers(FixedBuffers):
         self.memory.synchronise()
 
     def close(self):
-        """Give the GPU's memory back."""
+        """Give all memory back; answers that are still in use stay."""
         self.synchronise()
         self.run_all = self.run_alone = self.device_pixels = self.device_log_probs = None
+        self.pixels = self.log_probs = None
+        self.memory.close()

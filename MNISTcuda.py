@@ -1,16 +1,35 @@
 """Memory, stream and graphs of a GPU, through torch or pycuda: whichever is there."""
 
+import collections
+import functools
+
 import numpy as np
 
+from MNISTmachine import pycuda_gpu, torch_gpu
 from MNISTscript import MNISTError, UnavailableError
 
 
-class PycudaMemory:
-    """Page-locked arrays, device buffers, copies and one stream, through pycuda.
+@functools.lru_cache(maxsize=None)
+def primary_context(cuda):
+    """pycuda's handle on the GPU's primary context: the one that torch and TensorRT use too, so
+    that all can live in one process. Kept as long as that lives."""
+    return cuda.Device(0).retain_primary_context()
 
-    In the primary context, the one torch uses too, so that both can live in one process. A context
-    belongs to the thread that opened it.
-    """
+
+def in_context(method):
+    """Run a method of `PycudaMemory` in the primary context, whatever thread calls it."""
+    @functools.wraps(method)
+    def run(self, *arguments):
+        self.context.push()
+        try:
+            return method(self, *arguments)
+        finally:
+            self.cuda.Context.pop()
+    return run
+
+
+class PycudaMemory:
+    """Page-locked arrays, device buffers, copies and one stream, through pycuda."""
 
     name = "pycuda"
 
@@ -31,37 +50,47 @@ class PycudaMemory:
     def gpu():
         """Name and compute capability of the GPU."""
         import pycuda.driver as cuda
-        cuda.init()
-        device = cuda.Device(0)
-        return device.name(), "{}.{}".format(*device.compute_capability())
+        return pycuda_gpu(cuda)
 
     def __init__(self):
-        import pycuda.autoprimaryctx  # noqa: F401  (makes the primary context this thread's own)
         import pycuda.driver as cuda
-        self.cuda = cuda
-        self.stream = cuda.Stream()
-        self.stream_handle = self.stream.handle
+        cuda.init()
+        self.cuda, self.context = cuda, primary_context(cuda)
+        self.make_stream()
 
+    @in_context
+    def make_stream(self):
+        self.stream = self.cuda.Stream()
+        self.stream_handle = self.stream.handle
+        self.held = [self.stream]  # what has to be given back in the context it was made in
+
+    @in_context
     def host(self, shape):
         """A page-locked float32 numpy array of zeros."""
-        return self.cuda.pagelocked_zeros(shape, np.float32)
+        self.held.append(self.cuda.pagelocked_zeros(shape, np.float32))
+        return self.held[-1]
 
+    @in_context
     def device(self, shape):
         """A float32 buffer on the GPU."""
-        return self.cuda.mem_alloc(int(np.prod(shape)) * 4)
+        self.held.append(self.cuda.mem_alloc(int(np.prod(shape)) * 4))
+        return self.held[-1]
 
     def address(self, buffer):
         """A device buffer's address."""
         return int(buffer)
 
+    @in_context
     def upload(self, buffer, array):
         """Start copying a host array into a device buffer."""
         self.cuda.memcpy_htod_async(buffer, array, self.stream)
 
+    @in_context
     def download(self, array, buffer):
         """Start copying a device buffer into a host array."""
         self.cuda.memcpy_dtoh_async(array, buffer, self.stream)
 
+    @in_context
     def synchronise(self):
         """Wait until everything started on the stream is done."""
         self.stream.synchronize()
@@ -69,6 +98,12 @@ class PycudaMemory:
     def capture(self, work):
         """A CUDA graph of what `work` starts, as a function: pycuda has no such thing."""
         raise UnavailableError("pycuda has none")
+
+    @in_context
+    def close(self):
+        """Give everything back that nobody else holds any longer."""
+        self.stream = None
+        self.held.clear()
 
 
 class TorchMemory:
@@ -89,7 +124,7 @@ class TorchMemory:
     def gpu():
         """Name and compute capability of the GPU."""
         import torch
-        return torch.cuda.get_device_name(0), "{}.{}".format(*torch.cuda.get_device_capability(0))
+        return torch_gpu(torch)
 
     def __init__(self):
         import torch
@@ -142,8 +177,12 @@ class TorchMemory:
 
         return replay
 
+    def close(self):
+        """torch gives back what nobody holds any longer by itself."""
 
-MEMORIES = {"pycuda": PycudaMemory, "torch": TorchMemory}
+
+# auto takes the first that works: torch, since it alone has CUDA graphs.
+MEMORIES = collections.OrderedDict((kind.name, kind) for kind in (TorchMemory, PycudaMemory))
 
 
 def choose_memory(wanted="auto"):

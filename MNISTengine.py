@@ -22,6 +22,7 @@ import difflib
 
 import numpy as np
 
+import MNISTenginefile
 import MNISTruntimes
 import MNISTtensorrt
 import MNISTtorch
@@ -54,7 +55,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("openvino", {"cpu": ("fp32",)},
                MNISTruntimes.openvino_missing, MNISTruntimes.OpenVinoEngine, False, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "fp16")},
-               MNISTtensorrt.tensorrt_missing, MNISTtensorrt.cached_engine, True, False),
+               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, True, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
                MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, False, False),
 ))

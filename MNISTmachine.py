@@ -30,9 +30,11 @@ def machine_record():
         "jetson": jetson(),
     }
     for name in LIBRARIES:
-        version = getattr(sys.modules.get(name), "__version__", None)
+        module = sys.modules.get(name)
+        version = getattr(module, "__version__", None) or getattr(module, "VERSION_TEXT", None)
         record[name] = version and version.split("-")[0]  # OpenVINO's goes on with its build
     record.update(torch_facts())
+    record.update(gpu_facts())
     return record
 
 
@@ -51,19 +53,47 @@ def describe_machine(record):
 
 
 def torch_facts():
-    """Threads, GPU and CUDA as torch sees them; all None where torch wasn't imported."""
-    facts = dict.fromkeys(("threads", "gpu", "compute_capability", "cuda", "cudnn", "driver"))
+    """Threads and CUDA as torch sees them; all None where torch wasn't imported."""
+    facts = dict.fromkeys(("threads", "cuda", "cudnn"))
     torch = sys.modules.get("torch")
-    if torch is None:
-        return facts
-    facts["threads"] = torch.get_num_threads()
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
-        facts["cuda"] = torch.version.cuda
-        facts["cudnn"] = torch.backends.cudnn.version()
+    if torch is not None:
+        facts["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            facts["cuda"] = torch.version.cuda
+            facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def gpu_facts():
+    """The GPU as torch sees it, else pycuda, which finds it where torch is a CPU build; all None
+    where neither was imported or sees one."""
+    facts = dict.fromkeys(("gpu", "compute_capability", "driver"))
+    torch, cuda = sys.modules.get("torch"), sys.modules.get("pycuda.driver")
+    if torch is not None and torch.cuda.is_available():
+        facts["gpu"], facts["compute_capability"] = torch_gpu(torch)
+    elif cuda is not None:
+        facts["gpu"], facts["compute_capability"] = pycuda_gpu(cuda)
+    if facts["gpu"]:
         facts["driver"] = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return facts
+
+
+def torch_gpu(torch):
+    """Name and compute capability of the first GPU, which has to be there: ("NVIDIA Orin", "8.7").
+    `torch`: the module."""
+    return torch.cuda.get_device_name(0), "{}.{}".format(*torch.cuda.get_device_capability(0))
+
+
+def pycuda_gpu(cuda):
+    """The same from the module `pycuda.driver`; (None, None) without a GPU."""
+    try:
+        cuda.init()
+        if not cuda.Device.count():
+            return None, None
+        device = cuda.Device(0)
+        return device.name(), "{}.{}".format(*device.compute_capability())
+    except cuda.Error:
+        return None, None
 
 
 def operating_system():

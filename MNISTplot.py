@@ -158,10 +158,10 @@ def plot_mistakes(path, images, labels, answers, title):
     rows = max(-(-len(surest) // columns), 4)
     width, height = 15, max(6.2, 1.3 * rows + 1.2)
     figure = new_figure(width, height, dpi=110)
-    figure.text(0.01, 1 - 0.12 / height, f"{title}: {len(wrong):,} of {len(labels):,} digits misread "
-                f"({1 - len(wrong) / len(labels):.2%} right)"
-                + (f", the {len(surest)} surest shown" if len(surest) < len(wrong) else ""),
-                fontsize=13, va="top")
+    text = f"{title}: {len(wrong):,} of {len(labels):,} digits misread"
+    if len(surest) < len(wrong):
+        text += f", the {len(surest)} surest shown"
+    figure.text(0.01, 1 - 0.12 / height, text, fontsize=13, va="top")
     draw_confusion(figure.add_axes([0.035, 1 - 5.7 / height, 5 / width, 5 / height]), labels, read)
     for k, index in enumerate(surest):
         row, column = divmod(k, columns)

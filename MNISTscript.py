@@ -183,22 +183,16 @@ def is_stream(path):
 
 def check_writable(flag, path):
     """Raise UnavailableError where the file of a flag can't be written: before the work, not after
-    it."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if is_stream(path):
+    it. None and "-" (stdout) are fine."""
+    if path in (None, "-") or is_stream(path):
         return
+    folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         raise UnavailableError(f"{flag} {path} is a folder, not a file")
     if not os.path.isdir(folder):
         raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
-
-
-def check_json(path):
-    """`check_writable` for --json, where it was given and isn't - (stdout)."""
-    if path and path != "-":
-        check_writable("--json", path)
 
 
 def current_umask():
@@ -255,7 +249,7 @@ FLAGS = {
                     help="CPU threads (default: what torch chooses, one per core)"),
     "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
     "repeat": dict(type=positive_int, metavar="N",
-                   help="make so many passes over the images (default: until the times are steady)"),
+                   help="make N passes over the images (default: until the times are steady)"),
     "seconds": dict(type=float, default=30, metavar="S",
                     help="the most to spend until they are steady; one pass is made in any case "
                          "(default: %(default)s)"),

@@ -1,26 +1,25 @@
-"""TensorRT engines of the network: built from ONNX, kept in a cache, loaded, run.
+"""TensorRT engines: built from an ONNX graph, loaded, run.
 
 Serves every TensorRT from 8.0 (Jetson Nano) to 11 and TensorRT-RTX (GeForce). What a version calls
 things is found out with `hasattr`, never from its number.
 
-The way: `EngineFile` exports the graph, builds the engine and keeps it in the cache; `load_engine`
-gives it to TensorRT again; `TensorRTEngine` runs it. docs/tensorrt.md tells the same step by step.
+The way: `build_engine` makes an engine of a graph; `load_engine` gives it to TensorRT again;
+`TensorRTEngine` runs it. The files between are `MNISTenginefile`'s.
 """
 
-import contextlib
-import hashlib
+import functools
 import importlib
-import json
 import os
 import platform
-import sys
-import threading
-import time
 
 from MNISTbuffers import CudaBuffers
-from MNISTcuda import choose_memory, find_gpu
-from MNISTscript import MNISTError, UnavailableError, save_json, warn, write_atomically
+from MNISTcuda import choose_memory
+from MNISTscript import MNISTError, UnavailableError, warn
 
+# What a precision is called among the builder's flags, where it is one, and what says whether this
+# GPU has it. Both until TensorRT 10.
+FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+HARDWARE = {"tf32": "platform_has_tf32", "int8": "platform_has_fast_int8"}
 WORKSPACE_MIB = 64  # scratch memory a layer may use; a Jetson Nano shares 4 GB with its GPU
 
 
@@ -58,12 +57,27 @@ def flavour(trt):
     return f"{trt.__name__} {trt.__version__}"
 
 
-def make_log(trt):
-    """A TensorRT logger that keeps errors and warnings, so that ours can quote them."""
+def is_portable(trt):
+    """Whether its engines run on other GPUs than the one they were built beside: TensorRT-RTX's
+    do, which are compiled for the GPU when they first run."""
+    return hasattr(trt, "ComputeCapability")
+
+
+@functools.lru_cache(maxsize=None)
+def process_log(trt):
+    """TensorRT's logger, which keeps errors and warnings so that ours can quote them.
+
+    One for the whole process: before 8.4.1 TensorRT stays with the first that it is given.
+    """
     class Log(trt.ILogger):
         def __init__(self):
             trt.ILogger.__init__(self)
+            self.forget()
+
+        def forget(self):
+            """Begin anew: what follows is another build's or load's."""
             self.errors, self.warnings = [], []
+            return self
 
         def log(self, severity, message):
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
@@ -77,25 +91,62 @@ def make_log(trt):
     return Log()
 
 
+def tensorrt_missing(device="cuda", precision="fp32", memory="auto"):
+    """Why TensorRT can't compute so on this machine, with the remedy; None where it can."""
+    try:
+        trt = import_tensorrt()
+        choose_memory(memory)
+    except UnavailableError as error:
+        return str(error)
+    return precision_missing(trt, precision)
+
+
+# --- Precisions ----------------------------------------------------------------------------------
+
+def precision_flag(trt, precision):
+    """The builder's flag for a precision; None where there is none.
+
+    TensorRT 11 and TensorRT-RTX have none: they compute in what the graph says.
+    """
+    return getattr(trt.BuilderFlag, FLAGS[precision], None) if precision in FLAGS else None
+
+
+def precision_missing(trt, precision):
+    """Why this version can't compute in a precision; None where it can."""
+    # With flags for others but none for this one, it knows this one neither way.
+    if precision in FLAGS and precision_flag(trt, precision) is None \
+            and precision_flag(trt, "fp16") is not None:
+        return f"{flavour(trt)} has no {precision}; newer ones have"
+    return None
+
+
+def graph_precision(trt, precision):
+    """The precision that the ONNX graph has to hold for an engine of `precision`.
+
+    int8 is always in the graph (its scales are), the others where the builder has no flag for them.
+    """
+    if precision == "int8":
+        return "int8"
+    in_graph = precision in FLAGS and precision_flag(trt, precision) is None
+    return precision if in_graph else "fp32"
+
+
 # --- Building ------------------------------------------------------------------------------------
 
-def fp16_is_a_flag(trt):
-    """Whether fp16 is a builder flag (until TensorRT 10); later the graph itself has to hold it."""
-    return hasattr(trt.BuilderFlag, "FP16")
-
-
 def build_engine(trt, graph, precision, batches):
-    """An engine, as bytes, from an ONNX file's bytes.
+    """An engine, as bytes, from an ONNX file's bytes, which hold what `graph_precision` says.
 
-    `batches`: smallest and largest batch; the engine is tuned for the largest. Raises MNISTError
-    with TensorRT's own words where it fails.
+    `batches`: smallest and largest batch; the engine is tuned for the largest. Raises
+    UnavailableError where TensorRT, this version or this GPU can't, MNISTError with TensorRT's own
+    words where it fails.
     """
-    log = make_log(trt)
-    try:
-        builder = trt.Builder(log)
-    except Exception as error:  # pybind11 turns a null pointer into a TypeError
-        raise UnavailableError(f"{flavour(trt)} can't build here: "
-                               f"{log.last_words() if log.errors else error}") from error
+    reason = precision_missing(trt, precision)
+    if reason:
+        raise UnavailableError(reason)
+    log = process_log(trt).forget()
+    builder = make(trt, trt.Builder, log, "build")
+    if precision in HARDWARE and not getattr(builder, HARDWARE[precision], True):
+        raise UnavailableError(f"this GPU has no {precision}")
     # An explicit batch axis had to be asked for until TensorRT 9; since 10 there is no other.
     explicit_batch = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if explicit_batch is None else 1 << int(explicit_batch))
@@ -106,8 +157,9 @@ def build_engine(trt, graph, precision, batches):
 
     config = builder.create_builder_config()
     set_workspace(trt, config)
-    if precision == "fp16" and fp16_is_a_flag(trt):
-        config.set_flag(trt.BuilderFlag.FP16)
+    flag = precision_flag(trt, precision)
+    if flag is not None:
+        config.set_flag(flag)
     if precision != "tf32" and hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it rounds to 10 bits
     smallest, largest = [(batch, 1, 28, 28) for batch in batches]
@@ -121,6 +173,15 @@ def build_engine(trt, graph, precision, batches):
     return bytes(plan)
 
 
+def make(trt, cls, log, what):
+    """A Builder or a Runtime. Raises UnavailableError where TensorRT finds no GPU or driver."""
+    try:
+        return cls(log)
+    except Exception as error:  # pybind11 turns a null pointer into a TypeError
+        raise UnavailableError(f"{flavour(trt)} can't {what} here: "
+                               f"{log.last_words() if log.errors else error}") from error
+
+
 def set_workspace(trt, config):
     """Limit the scratch memory, by whichever call this version has (the first came with 8.4)."""
     if hasattr(config, "set_memory_pool_limit"):
@@ -129,168 +190,16 @@ def set_workspace(trt, config):
         config.max_workspace_size = WORKSPACE_MIB << 20
 
 
-@contextlib.contextmanager
-def show_elapsed(what):
-    """Say on stderr what is going on and, in a terminal, for how many seconds already."""
-    print(what, file=sys.stderr, flush=True)
-    started = time.monotonic()
-    finished = threading.Event()
-
-    def tick():
-        while not finished.wait(1):
-            print(f"\r{time.monotonic() - started:.0f} s", end="\r", file=sys.stderr, flush=True)
-
-    if sys.stderr.isatty():
-        threading.Thread(target=tick, daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
-
-
-# --- The cache -----------------------------------------------------------------------------------
-
-def engine_path(stem, precision, batches):
-    """Where an engine is kept: NetMNIST.rt, NetMNIST-b64.rt, NetMNIST-b1to64-fp16.rt…"""
-    smallest, largest = batches
-    if smallest < largest:
-        stem += f"-b{smallest}to{largest}"
-    elif largest > 1:
-        stem += f"-b{largest}"
-    if precision != "fp32":
-        stem += "-" + precision
-    return stem + ".rt"
-
-
-class EngineFile:
-    """One engine in the cache: which one is wanted, whether the file is it, and how to make it.
-
-    The file at `path` holds what TensorRT gave and nothing else, so that `trtexec` opens it; beside
-    it `path`.json records what it was made from, with what and for which GPU.
-    """
-
-    def __init__(self, net, precision, batches, stem=None):
-        """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
-        None: nothing is kept."""
-        from MNISTonnx import onnx_bytes
-
-        self.trt = import_tensorrt()
-        self.net, self.precision, self.batches = net, precision, batches
-        self.keeps = stem is not None
-        stem = stem or "an engine"
-        self.path = engine_path(stem, precision, batches)
-        half_graph = precision == "fp16" and not fp16_is_a_flag(self.trt)
-        self.graph_precision = "fp16" if half_graph else "fp32"
-        self.graph_path = stem + ("-fp16" if half_graph else "") + ".onnx"
-        self.graph = onnx_bytes(net, self.graph_precision)
-        gpu, compute_capability = find_gpu()
-        self.wanted = {
-            "weights_sha256": weights_digest(net),
-            "onnx_sha256": digest(self.graph),
-            "tensorrt": self.trt.__name__,
-            "tensorrt_version": self.trt.__version__,
-            "gpu": gpu,
-            "compute_capability": compute_capability,
-            "precision": precision,
-            "batches": list(batches),
-            "workspace_mib": WORKSPACE_MIB,
-        }
-
-    def read(self):
-        """The engine's bytes; None where the file isn't the one wanted, saying what differs."""
-        if not self.keeps:
-            return None
-        try:
-            with open(self.path, "rb") as file:
-                plan = file.read()
-        except FileNotFoundError:
-            return None
-        difference = self.difference(plan)
-        if difference:
-            warn(f"{self.path} is not used: {difference}")
-            return None
-        return plan
-
-    def difference(self, plan):
-        """The first field in which the record differs from what is wanted, as text; else None."""
-        try:
-            with open(self.path + ".json", encoding="utf-8") as file:
-                record = dict(json.load(file))
-        except (OSError, ValueError, TypeError):
-            return f"no readable record {self.path}.json"
-        # The digest of the engine ties the two files together, should a kill part them.
-        for field, wanted in dict(self.wanted, engine_sha256=digest(plan)).items():
-            if field not in record:
-                return f"its record lacks {field}"
-            if record[field] != wanted:
-                return f"its {field} is {record[field]}, wanted is {wanted}"
-        return None
-
-    def build(self, digits=None):
-        """Build the engine and save it with its graph and its record; returns its bytes.
-
-        `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
-        to is a warning. Raises MNISTError where the graph or the build fails.
-        """
-        from MNISTonnx import check_onnx
-
-        checked = check_onnx(self.graph, self.net, self.graph_precision, digits)
-        print(f"{self.graph_path}: {checked}", file=sys.stderr)
-        started = time.monotonic()
-        with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
-            plan = build_engine(self.trt, self.graph, self.precision, self.batches)
-        seconds = time.monotonic() - started
-        print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
-        try:
-            if self.keeps:
-                self.save(plan, seconds)
-        except MNISTError as error:
-            warn(f"{error}; the engine is built anew next time")
-        return plan
-
-    def save(self, plan, build_seconds):
-        """Write graph, engine and record. The record last: without it the engine isn't believed."""
-        for path, content in ((self.graph_path, self.graph), (self.path, plan)):
-            with write_atomically(path) as file:
-                file.write(content)
-        save_json(self.path + ".json", dict(self.wanted, engine_sha256=digest(plan),
-                                            build_seconds=round(build_seconds, 2)))
-
-
-def digest(content):
-    """SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def weights_digest(net):
-    """SHA-256 of a network's tensors, names included: the same however they were saved."""
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        sha256.update(name.encode())
-        sha256.update(tensor.cpu().contiguous().numpy().tobytes())
-    return sha256.hexdigest()
-
-
-def tensorrt_missing(device="cuda", precision="fp32", memory="auto"):
-    """Why TensorRT engines can't run on this machine, with the remedy; None where they can."""
-    try:
-        import_tensorrt()
-        choose_memory(memory)
-    except UnavailableError as error:
-        return str(error)
-    return None
-
-
 # --- Running -------------------------------------------------------------------------------------
 
 def load_engine(trt, plan):
     """The engine in `plan` (bytes), loaded and ready to run: a `NamedTensors` or `Bindings`.
 
-    Raises MNISTError with TensorRT's own words where it can't be loaded, and where it isn't an
-    engine of this network.
+    Raises UnavailableError where TensorRT can't run here, MNISTError with TensorRT's own words
+    where the engine can't be loaded, and where it isn't one of digits.
     """
-    log = make_log(trt)
-    runtime = trt.Runtime(log)
+    log = process_log(trt).forget()
+    runtime = make(trt, trt.Runtime, log, "run")
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise MNISTError(f"{flavour(trt)} can't load the engine (one only loads on the version and "
@@ -315,7 +224,7 @@ class LoadedEngine:
         shapes = [self.shape(tensor)[1:] for tensor in inputs + outputs]
         floats = all(self.dtype(tensor) == trt.DataType.FLOAT for tensor in tensors)
         if shapes != [(1, 28, 28), (10,)] or len(inputs) != 1 or not floats:
-            raise MNISTError("the engine isn't of this network: it should take float32 "
+            raise MNISTError("the engine isn't one of digits: it should take float32 "
                              "(batch, 1, 28, 28) and give float32 (batch, 10)")
         self.image, self.log_probs = inputs[0], outputs[0]
         batch = self.shape(self.image)[0]
@@ -364,7 +273,8 @@ class NamedTensors(LoadedEngine):
         return self.context.set_input_shape(tensor, shape)
 
     def set_address(self, tensor, address):
-        self.context.set_tensor_address(tensor, address)
+        if not self.context.set_tensor_address(tensor, address):
+            raise MNISTError(f"TensorRT refused a buffer: {self.log.last_words()}")
 
     def execute(self, stream_handle):
         return self.context.execute_async_v3(stream_handle=stream_handle)
@@ -445,42 +355,3 @@ class TensorRTEngine(CudaBuffers):
         super().close()
         for part in ("context", "engine", "runtime"):
             setattr(self.loaded, part, None)
-
-
-def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, stem=None,
-                  memory="auto", rebuild=False, digits=None):
-    """A `TensorRTEngine` for `net`, from the cache where it is up to date, else built now.
-
-    `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
-    `stem`: path of what is kept, without extension; None keeps nothing.
-    Raises UnavailableError where TensorRT can't run here, MNISTError where a build fails.
-    """
-    trt = import_tensorrt()
-    gpu_memory = choose_memory(memory)()
-    engine_file = EngineFile(net, precision, batches or (batch_size, batch_size), stem)
-    plan = None if rebuild else engine_file.read()
-    loaded = None
-    if plan:
-        try:
-            loaded = load_engine(trt, plan)
-        except MNISTError as error:
-            warn(f"{engine_file.path} is built anew: {error}")
-    if loaded is None:
-        loaded = load_engine(trt, engine_file.build(digits))
-    return TensorRTEngine(trt, loaded, precision, batch_size, gpu_memory)
-
-
-def engine_from_file(path, precision="fp32", batch_size=None, memory="auto"):
-    """A `TensorRTEngine` from an engine built elsewhere, at its largest batch unless told.
-
-    `precision` is what it is said to be: a file doesn't tell.
-    """
-    trt = import_tensorrt()
-    gpu_memory = choose_memory(memory)()
-    try:
-        with open(path, "rb") as file:
-            plan = file.read()
-    except OSError as error:
-        raise UnavailableError(f"can't read {path}: {error.strerror}") from error
-    loaded = load_engine(trt, plan)
-    return TensorRTEngine(trt, loaded, precision, batch_size or loaded.batches[1], gpu_memory)

@@ -163,19 +163,17 @@ def make_network(name, make):
 
 
 def recognise(state):
-    """The built-in network (name, class) of a state dict: the one that shares most keys with it.
-
-    Whether it really is that one, `check_state` tells.
-    """
-    keys = set(state)
-
-    def likeness(name):
-        expected = NETWORKS[name]().state_dict()
-        alike = [key for key in expected if key in keys
-                 and getattr(state[key], "shape", None) == expected[key].shape]
-        return 2 * len(alike) - len(expected)
-
-    name = max(NETWORKS, key=likeness)
+    """The built-in network (name, class) of a state dict: the first that has just these keys and
+    shapes, else the one that shares most of them, so that `check_state` can tell what is amiss."""
+    likeness = collections.OrderedDict()
+    for name, make in NETWORKS.items():  # the last ones take a while to make
+        expected = make().state_dict()
+        alike = [key for key in expected
+                 if getattr(state.get(key), "shape", None) == expected[key].shape]
+        if len(alike) == len(expected) == len(state):
+            return name, make
+        likeness[name] = 2 * len(alike) - len(expected)
+    name = max(likeness, key=likeness.get)
     return name, NETWORKS[name]
 
 

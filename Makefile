@@ -1,5 +1,6 @@
 # make run           set up .venv and time the shipped network on every engine of this machine
 # make test          set up .venv, lint, run the tests
+# make test-tensorrt hold our calls against the real bindings of TensorRT, which it fetches
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +12,10 @@ run: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
+
+test-tensorrt: $(VENV)/installed-test
+	$(VENV)/bin/python tests/real_tensorrt.py
+	$(VENV)/bin/python -m pytest -m bindings
 
 test-oldest:
 	@if $(PYTHON) -c "import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))"; then \
@@ -34,6 +39,6 @@ $(OLDEST)/installed: requirements/oldest.txt requirements/test.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST)
+	rm -rf $(VENV) $(OLDEST) .venv-tensorrt
 
-.PHONY: run test test-oldest clean
+.PHONY: run test test-tensorrt test-oldest clean

@@ -303,16 +303,25 @@ def resume(path, settings, net, optimiser):
 def write_record(arguments, net, settings, history, result):
     """Write --json and --plot."""
     from MNISTmachine import machine_record
-    with open(arguments.output, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
+    from MNISTmodel import count_multiply_adds, count_parameters
+    net.cpu()
     record = {
         "schema": 1, "machine": machine_record(), "settings": settings,
-        "weights": {"file": os.path.basename(arguments.output), "sha256": digest,
-                    "parameters": sum(parameter.numel() for parameter in net.parameters())},
+        "teacher_sha256": arguments.teacher and file_digest(arguments.teacher),
+        "weights": {"file": os.path.basename(arguments.output),
+                    "sha256": file_digest(arguments.output),
+                    "parameters": count_parameters(net),
+                    "multiply_adds": count_multiply_adds(net)},
         "epochs": history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:
         plot(arguments.plot, record)
+
+
+def file_digest(path):
+    """The SHA-256 of a file: which weights a record is of."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def plot(path, record):

@@ -9,32 +9,29 @@ answers, so that a wrong offset, a forgotten copy or a missing wait shows as a w
 import contextlib
 import enum
 import pickle
+import threading
 import types
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import torch
+import onnxruntime
 
-from MNISTmodel import Net
-
-# What a version has: (EXPLICIT_BATCH, BuilderFlag.FP16, set_memory_pool_limit, bindings, names)
-GENERATIONS = {
-    "8.2.1.9": (True, True, False, True, False),
-    "8.4.1.5": (True, True, True, True, False),
-    "8.6.1.6": (True, True, True, True, True),
-    "10.3.0.26": (True, True, True, False, True),
-    "11.4.1.17": (False, False, True, False, True),
-}
+# The versions that the stand-in knows, a Jetson Nano's 8.2 the oldest.
+VERSIONS = ("8.2.1.9", "8.4.1.5", "8.6.1", "10.0.1", "10.3.0", "10.7.0", "10.13.2.6", "10.16.1.11",
+            "11.0.0.114", "11.4.0.106")
 TENSORS = ("image", "log_probs")
 
 
 class Device:
-    """A GPU: memory by address, streams by handle, and what shall go wrong (`failing`)."""
+    """A GPU: memory by address, streams by handle, and what shall go wrong (`failing`: "builder",
+    "tf32", "int8", "parse", "build", "runtime", "load", "network", "dtype", "context", "shape",
+    "address", "execute"). "tf32" and "int8" before `fake_tensorrt`: this GPU has them not."""
 
     def __init__(self):
         self.blocks, self.streams, self.failing = {}, {}, set()
         self.page_locked = []
+        self.leaked = []  # addresses of buffers given back outside of a CUDA context
         self.calls = []  # the names of TensorRT's calls that ran the engine
 
     def allocate(self, size):
@@ -66,9 +63,10 @@ class Device:
 class Stream:
     """Work in order, done when it is waited for; while a graph is captured, only recorded."""
 
-    def __init__(self, device):
+    def __init__(self, device, needed=lambda function: function):
         self.device, self.work, self.captured = device, [], None
         self.handle = self.cuda_stream = 0x7000 + len(device.streams)
+        self.synchronize = needed(self.synchronize)
         device.streams[self.handle] = self
 
     def start(self, action):
@@ -80,14 +78,39 @@ class Stream:
             self.work.pop(0)()
 
 
+class Contexts(threading.local):
+    """Each thread's stack of CUDA contexts; what needs one fails without."""
+
+    def __init__(self):
+        self.stack = []
+
+    def needed(self, function):
+        def run(*arguments):
+            assert self.stack, "invalid device context"
+            return function(*arguments)
+        return run
+
+
 def fake_pycuda(device):
-    """The modules `pycuda`, `pycuda.driver` and `pycuda.autoprimaryctx` over a `Device`."""
+    """The modules `pycuda` and `pycuda.driver` over a `Device`."""
+    contexts = Contexts()
+
     class Buffer:
         def __init__(self, size):
             self.address = device.allocate(size)
 
         def __int__(self):
             return self.address
+
+        def __del__(self):
+            if not contexts.stack:
+                device.leaked.append(self.address)
+
+    class Context:
+        pop = staticmethod(lambda: contexts.stack.pop())
+
+        def push(self):
+            contexts.stack.append(self)
 
     class Gpu:
         count = staticmethod(lambda: 1)
@@ -101,19 +124,25 @@ def fake_pycuda(device):
         def compute_capability(self):
             return 5, 3
 
+        def retain_primary_context(self):
+            return Context()
+
     driver = types.ModuleType("pycuda.driver")
     driver.Error = type("Error", (Exception,), {})
     driver.init = lambda: None
-    driver.Device = Gpu
-    driver.Stream = lambda: Stream(device)
-    driver.mem_alloc = Buffer
-    driver.pagelocked_zeros = lambda shape, dtype: device.lock_pages(shape)
-    driver.memcpy_htod_async = lambda to, array, stream: device.copy_in(int(to), array, stream)
-    driver.memcpy_dtoh_async = lambda array, of, stream: device.copy_out(array, int(of), stream)
+    driver.Device, driver.Context = Gpu, Context
+    for name, function in {
+            "Stream": lambda: Stream(device, contexts.needed),
+            "mem_alloc": Buffer,
+            "pagelocked_zeros": lambda shape, dtype: device.lock_pages(shape),
+            "memcpy_htod_async": lambda to, array, stream: device.copy_in(int(to), array, stream),
+            "memcpy_dtoh_async": lambda array, of, stream: device.copy_out(array, int(of), stream),
+    }.items():
+        setattr(driver, name, contexts.needed(function))
     pycuda = types.ModuleType("pycuda")
+    pycuda.VERSION_TEXT = "2021.1"  # it has no __version__
     pycuda.driver = driver
-    return {"pycuda": pycuda, "pycuda.driver": driver,
-            "pycuda.autoprimaryctx": types.ModuleType("pycuda.autoprimaryctx")}
+    return {"pycuda": pycuda, "pycuda.driver": driver}
 
 
 def fake_torch(device, graphs=True):
@@ -189,226 +218,306 @@ class Enum(enum.Enum):
         return self.value
 
 
+LOGS = {}  # up to 8.4.0: the logger of the process, by Device
+
+
 def fake_tensorrt(version, device, name="tensorrt"):
-    """A module like TensorRT of `version` (one of GENERATIONS) over a `Device`."""
-    explicit_batch, fp16_flag, pool_limit, bindings, names = GENERATIONS[version]
+    """A module like TensorRT of `version` (one of VERSIONS) over a `Device`.
+
+    `name` "tensorrt_rtx": like TensorRT-RTX 1.7, which shares its API with TensorRT 11. Classes,
+    methods, their arguments and enumerations are called as in the real one; test_real_tensorrt.py
+    holds them against it.
+    """
+    number = tuple(map(int, version.split(".")))
     is_rtx = name == "tensorrt_rtx"
+    has_bindings, has_names = number < (10,), number >= (8, 5)
+    has_pool_limit = number >= (8, 4)
+    has_precision_flags = number < (11,)
+    has_runtime_config = number >= (10, 13)
     trt = types.ModuleType(name)
     trt.__version__ = version
-    trt.DataType = Enum("DataType", "FLOAT HALF", start=0)
-    trt.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT", start=0)
-    trt.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE", start=0)
-    trt.BuilderFlag = Enum("BuilderFlag", ["TF32"] + ["FP16"] * fp16_flag, start=0)
+    trt.DataType = Enum("DataType", "FLOAT HALF INT8", start=0)
+    if has_names:
+        trt.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT", start=0)
+    if has_pool_limit:
+        trt.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE", start=0)
+    trt.BuilderFlag = Enum("BuilderFlag", ["TF32"] + ["FP16", "INT8"] * has_precision_flags
+                           + ["BF16"] * (has_precision_flags and number >= (9,)), start=0)
     trt.NetworkDefinitionCreationFlag = Enum(
         "NetworkDefinitionCreationFlag",
-        ["EXPLICIT_BATCH"] * explicit_batch + ["STRONGLY_TYPED"], start=0)
+        ["EXPLICIT_BATCH"] * (number < (11,)) + ["STRONGLY_TYPED"] * (number >= (9,)), start=0)
 
     class ILogger:
         Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
 
+        def __init__(self):
+            pass
+
+        def log(self, severity, msg):
+            raise NotImplementedError
+
+    def the_log(log):
+        """Before 8.4.1 the first logger of a process stays the only one."""
+        return LOGS.setdefault(device, log) if number < (8, 4, 1) else log
+
     def error(log, text):
         log.log(ILogger.Severity.ERROR, text)
 
-    class Network:
-        def __init__(self, flags):
-            if explicit_batch:
-                assert flags == 1 << 0, "the ONNX parser needs an explicit batch axis"
-            self.graph = None
+    class ITensor:
+        def __init__(self, name):
+            self.name = name
 
-        def get_input(self, number):
-            return types.SimpleNamespace(name=TENSORS[number])
+    class INetworkDefinition:
+        def __init__(self, flags):
+            if number < (10,):
+                assert flags == 1 << 0, "the ONNX parser needs an explicit batch axis"
+            self._graph = None
+
+        def get_input(self, index):
+            return ITensor(TENSORS[index])
+
+    class ParserError:
+        def __str__(self):
+            return "In node 3 (importConv): UNSUPPORTED_NODE: no such convolution"
 
     class OnnxParser:
-        def __init__(self, network, log):
-            self.network, self.num_errors = network, 0
+        def __init__(self, network, logger):
+            self._network, self.num_errors = network, 0
 
-        def parse(self, graph):
+        def parse(self, model, path=None):
             if "parse" in device.failing:
                 self.num_errors = 1
                 return False
-            self.network.graph = onnx.load_model_from_string(graph)
+            self._network._graph = onnx.load_model_from_string(model)
             return True
 
-        def get_error(self, number):
-            return "In node 3 (importConv): UNSUPPORTED_NODE: no such convolution"
+        def get_error(self, index):
+            return ParserError()
 
-    class Config:
-        __slots__ = ("flags", "profiles", "memory_limit") + (
-            () if pool_limit else ("max_workspace_size",))
+    class IBuilderConfig:
+        __slots__ = ("_flags", "_profiles", "_memory_limit") + (
+            ("max_workspace_size",) if has_bindings else ())
 
         def __init__(self):
-            self.flags, self.profiles = {trt.BuilderFlag.TF32}, []
+            self._flags, self._profiles = {trt.BuilderFlag.TF32}, []
 
         def set_flag(self, flag):
-            self.flags.add(flag)
+            self._flags.add(flag)
 
         def clear_flag(self, flag):
-            self.flags.remove(flag)
+            self._flags.remove(flag)
 
         def add_optimization_profile(self, profile):
-            self.profiles.append(profile)
+            self._profiles.append(profile)
             return 0
 
-    if pool_limit:
-        def set_memory_pool_limit(self, pool, size):
-            self.memory_limit = size
-        Config.set_memory_pool_limit = set_memory_pool_limit
+        if has_pool_limit:
+            def set_memory_pool_limit(self, pool, pool_size):
+                self._memory_limit = pool_size
 
-    class Profile:
-        def set_shape(self, tensor, *shapes):
-            assert tensor == "image"
-            self.shapes = shapes
+    class IOptimizationProfile:
+        def set_shape(self, input, min, opt, max):
+            assert input == "image"
+            self._shapes = min, opt, max
 
     class Builder:
-        def __init__(self, log):
-            self.log = log
+        if has_precision_flags:
+            platform_has_tf32 = "tf32" not in device.failing
+            platform_has_fast_int8 = "int8" not in device.failing
+
+        def __init__(self, logger):
+            self._log = the_log(logger)
             if "builder" in device.failing:
-                error(log, "CUDA initialization failure with error: 35")
+                error(self._log, "CUDA initialization failure with error: 35")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
-        create_network = staticmethod(Network)
-        create_builder_config = staticmethod(Config)
-        create_optimization_profile = staticmethod(Profile)
+        def create_network(self, flags=0):
+            return INetworkDefinition(flags)
+
+        def create_builder_config(self):
+            return IBuilderConfig()
+
+        def create_optimization_profile(self):
+            return IOptimizationProfile()
 
         def build_serialized_network(self, network, config):
-            limit = config.memory_limit if pool_limit else config.max_workspace_size
+            limit = config._memory_limit if has_pool_limit else config.max_workspace_size
             assert 1 << 20 <= limit <= 1 << 30
-            profile, = config.profiles
+            profile, = config._profiles
+            graph = network._graph
+            flags = sorted(flag.name for flag in config._flags)
             if "build" in device.failing:
-                return error(self.log, "Could not find any implementation for node conv1.")
-            plan = {"version": version, "graph": network.graph.SerializeToString(),
-                    "profile": profile.shapes, "flags": sorted(f.name for f in config.flags)}
+                return error(self._log, "Could not find any implementation for node conv1.")
+            if has_precision_flags and "INT8" not in flags and any(
+                    node.op_type == "QuantizeLinear" for node in graph.graph.node):
+                return error(self._log, "Int8 precision has to be enabled for Q/DQ networks.")
+            plan = {"version": version, "graph": graph.SerializeToString(),
+                    "profile": profile._shapes, "flags": flags}
             return memoryview(b"plan" + pickle.dumps(plan))
 
     class Runtime:
-        def __init__(self, log):
-            self.log = log
+        def __init__(self, logger):
+            self._log = the_log(logger)
+            if "runtime" in device.failing:
+                error(self._log, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
-        def deserialize_cuda_engine(self, plan):
-            if plan[:4] != b"plan":
-                return error(self.log, "Magic tag does not match")
+        def deserialize_cuda_engine(self, serialized_engine):
+            if serialized_engine[:4] != b"plan":
+                return error(self._log, "Magic tag does not match")
             try:
-                plan = pickle.loads(plan[4:])
+                plan = pickle.loads(serialized_engine[4:])
             except Exception:
-                return error(self.log, "plan.header.size == blobSize failed")
+                return error(self._log, "plan.header.size == blobSize failed")
             if plan["version"] != version or "load" in device.failing:
-                return error(self.log, "Version tag does not match. Note: Current Version: 213, "
-                                       "Serialized Engine Version: 205")
-            return Engine(plan, self.log)
+                return error(self._log, "Version tag does not match. Note: Current Version: 213, "
+                                        "Serialized Engine Version: 205")
+            return ICudaEngine(plan, self._log)
 
-    class Engine:
-        def __init__(self, plan, log):
-            self.plan, self.log = plan, log
-            self.smallest, _, self.largest = [shape[0] for shape in plan["profile"]]
-            self.net = network_of(plan)
-
-        def create_execution_context(self, config=None):
+    if has_runtime_config:
+        class IRuntimeConfig:
             if is_rtx:
-                assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-            return None if "context" in device.failing else Context(self)
+                dynamic_shapes_kernel_specialization_strategy = None
 
-        def shape_of(self, number):
+        trt.IRuntimeConfig = IRuntimeConfig
+
+    class ICudaEngine:
+        def __init__(self, plan, log):
+            self._plan, self._log = plan, log
+            self._smallest, _, self._largest = [shape[0] for shape in plan["profile"]]
+            self._net = network_of(plan)
+
+        if has_runtime_config:
+            def create_runtime_config(self):
+                return IRuntimeConfig()
+
+            def create_execution_context(self, runtime_config=None):
+                if is_rtx:
+                    strategy = runtime_config.dynamic_shapes_kernel_specialization_strategy
+                    assert strategy.name == "EAGER"
+                return self._make_context()
+        elif has_bindings:
+            def create_execution_context(self):
+                return self._make_context()
+        else:
+            def create_execution_context(self, strategy=None):
+                return self._make_context()
+
+        def _make_context(self):
+            return None if "context" in device.failing else IExecutionContext(self)
+
+        def _shape(self, index):
             # Up to 8.4 we let an engine for a single batch size look dynamic: some do.
-            batch = self.largest if self.smallest == self.largest and names else -1
-            return [(batch, 1, 28, 28), (batch, 10)][number]
+            is_fixed = self._smallest == self._largest and has_names
+            batch = self._largest if is_fixed else -1
+            image = (batch, 3, 32, 32) if "network" in device.failing else (batch, 1, 28, 28)
+            return [image, (batch, 10)][index]
 
-        if bindings:
+        if has_bindings:
             num_bindings = 2
-            binding_is_input = staticmethod(lambda number: number == 0)
-            get_binding_dtype = staticmethod(lambda number: trt.DataType.FLOAT)
 
-            def get_binding_shape(self, number):
-                return self.shape_of(number)
+            def binding_is_input(self, index):
+                return index == 0
 
-            def get_profile_shape(self, profile, number):
-                assert (profile, number) == (0, 0)
-                return self.plan["profile"]
+            def get_binding_dtype(self, index):
+                return trt.DataType.HALF if "dtype" in device.failing else trt.DataType.FLOAT
 
-        if names:
+            def get_binding_shape(self, index):
+                return self._shape(index)
+
+            def get_profile_shape(self, profile_index, binding):
+                assert (profile_index, binding) == (0, 0)
+                return self._plan["profile"]
+
+        if has_names:
             num_io_tensors = 2
-            get_tensor_name = staticmethod(lambda number: TENSORS[number])
-            get_tensor_dtype = staticmethod(lambda tensor: trt.DataType.FLOAT)
 
-            def get_tensor_mode(self, tensor):
-                return trt.TensorIOMode(1 + TENSORS.index(tensor))
+            def get_tensor_name(self, index):
+                return TENSORS[index]
 
-            def get_tensor_shape(self, tensor):
-                return self.shape_of(TENSORS.index(tensor))
+            def get_tensor_dtype(self, name):
+                return trt.DataType.HALF if "dtype" in device.failing else trt.DataType.FLOAT
 
-            def get_tensor_profile_shape(self, tensor, profile):
-                assert (tensor, profile) == ("image", 0)
-                return self.plan["profile"]
+            def get_tensor_mode(self, name):
+                return trt.TensorIOMode(1 + TENSORS.index(name))
 
-        if is_rtx:
-            create_runtime_config = staticmethod(types.SimpleNamespace)
+            def get_tensor_shape(self, name):
+                return self._shape(TENSORS.index(name))
 
-    class Context:
+            def get_tensor_profile_shape(self, name, profile_index):
+                assert (name, profile_index) == ("image", 0)
+                return self._plan["profile"]
+
+    class IExecutionContext:
         def __init__(self, engine):
-            self.engine, self.addresses, self.has_run = engine, {}, False
-            self.batch = engine.largest if engine.smallest == engine.largest and names else None
+            self._engine, self._addresses, self._has_run = engine, {}, False
+            is_fixed = engine._smallest == engine._largest and has_names
+            self._batch = engine._largest if is_fixed else None
 
-        def choose_shape(self, shape):
+        def _choose_shape(self, shape):
             if "shape" in device.failing:
-                error(self.engine.log, "Static dimension mismatch")
+                error(self._engine._log, "Static dimension mismatch")
                 return False
             assert shape[1:] == (1, 28, 28)
-            self.batch = shape[0]
-            return self.engine.smallest <= self.batch <= self.engine.largest
+            self._batch = shape[0]
+            return self._engine._smallest <= self._batch <= self._engine._largest
 
-        def enqueue(self, call, addresses, stream_handle):
+        def _enqueue(self, call, addresses, stream_handle):
             if "execute" in device.failing:
-                error(self.engine.log, "Cuda failure: out of memory")
+                error(self._engine._log, "Cuda failure: out of memory")
                 return False
-            assert self.batch, "the shape of a dynamic input has to be set before"
+            assert self._batch, "the shape of a dynamic input has to be set before"
             stream = device.streams[stream_handle]
-            assert self.has_run or stream.captured is None, "a first run can't be captured"
-            self.has_run = True
+            assert self._has_run or stream.captured is None, "a first run can't be captured"
+            self._has_run = True
             device.calls.append(call)
-            batch, net = self.batch, self.engine.net
+            batch, net = self._batch, self._engine._net
             stream.start(lambda: np.copyto(
                 device.read(addresses[1], (batch, 10)),
                 net(device.read(addresses[0], (batch, 1, 28, 28)))))
             return True
 
-        if bindings:
-            def set_binding_shape(self, number, shape):
-                assert number == 0
-                return self.choose_shape(shape)
+        if has_bindings:
+            def set_binding_shape(self, binding, shape):
+                assert binding == 0
+                return self._choose_shape(shape)
 
-            def execute_async_v2(self, bindings, stream_handle):
-                return self.enqueue("execute_async_v2", list(bindings), stream_handle)
+            def execute_async_v2(self, bindings, stream_handle, input_consumed=None):
+                return self._enqueue("execute_async_v2", list(bindings), stream_handle)
 
-        if names:
-            def set_input_shape(self, tensor, shape):
-                assert tensor == "image"
-                return self.choose_shape(shape)
+        if has_names:
+            def set_input_shape(self, name, shape):
+                assert name == "image"
+                return self._choose_shape(shape)
 
-            def set_tensor_address(self, tensor, address):
-                self.addresses[tensor] = address
-                return True
+            def set_tensor_address(self, name, memory):
+                self._addresses[name] = memory
+                return "address" not in device.failing
 
             def execute_async_v3(self, stream_handle):
-                addresses = [self.addresses[tensor] for tensor in TENSORS]
-                return self.enqueue("execute_async_v3", addresses, stream_handle)
+                addresses = [self._addresses[tensor] for tensor in TENSORS]
+                return self._enqueue("execute_async_v3", addresses, stream_handle)
 
-    trt.ILogger, trt.Builder, trt.Runtime, trt.OnnxParser = ILogger, Builder, Runtime, OnnxParser
+    for cls in (ILogger, ITensor, INetworkDefinition, ParserError, OnnxParser, IBuilderConfig,
+                IOptimizationProfile, Builder, Runtime, ICudaEngine, IExecutionContext):
+        setattr(trt, cls.__name__, cls)
     if is_rtx:
-        trt.DynamicShapesKernelSpecializationStrategy = Enum("Strategy", "LAZY EAGER NONE")
+        trt.ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80", start=0)
+        trt.DynamicShapesKernelSpecializationStrategy = Enum(
+            "DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE", start=0)
     return trt
 
 
 def network_of(plan):
     """What an engine computes, as a numpy function, from the graph it was built from."""
-    weights = {weight.name: onnx.numpy_helper.to_array(weight)
-               for weight in onnx.load_model_from_string(plan["graph"]).graph.initializer}
-    net = Net().eval()
-    net.load_state_dict({key: torch.from_numpy(weights.get(key, weights.get("net." + key)).copy())
-                         for key in net.state_dict()})
-    if "FP16" in plan["flags"]:
-        net = net.half().float()  # weights are rounded; arithmetic in float16 takes a CPU too long
-
-    def run(image):
-        with torch.no_grad():
-            return net(torch.from_numpy(image.copy())).numpy()
-
-    return run
+    model = onnx.load_model_from_string(plan["graph"])
+    if {"FP16", "BF16"} & set(plan["flags"]):  # weights are rounded, which is enough to be seen
+        for weight in model.graph.initializer:
+            if weight.data_type == onnx.TensorProto.FLOAT:
+                rounded = onnx.numpy_helper.to_array(weight).astype(np.float16).astype(np.float32)
+                weight.CopyFrom(onnx.numpy_helper.from_array(rounded, weight.name))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                           providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})[0]

@@ -83,4 +83,4 @@ def test_engines(elsewhere):
     _, err = run(*command, env=C_LOCALE, cwd=elsewhere.cwd, status=2)
     assert "LC_ALL=C.UTF-8" in err and err.count("\n") == 1
     run(*command, env={"LC_ALL": "C"}, cwd=elsewhere.cwd)  # Python makes this UTF-8 by itself
-    assert (elsewhere.scripts / "NetMNIST.rt").exists()
+    assert (elsewhere.scripts / "net.rt").exists()  # of the shipped weights/net.pth

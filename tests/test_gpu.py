@@ -8,7 +8,8 @@ from scripts import run
 from MNISTcuda import MEMORIES, TorchMemory
 from MNISTdsource import generated_digits
 from MNISTengine import ENGINES, reference_answers
-from MNISTtensorrt import cached_engine, tensorrt_missing
+from MNISTenginefile import cached_engine
+from MNISTtensorrt import tensorrt_missing
 from MNISTtiming import TOLERANCE, time_engine
 from MNISTweights import load_network
 

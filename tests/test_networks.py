@@ -215,7 +215,8 @@ def test_weights_of_another_network_are_refused(trained, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_built_in_network_is_known_by_its_weights(tmp_path, name):
     save_weights(NETWORKS[name](), tmp_path / "weights.pth")
-    assert load_network(str(tmp_path / "weights.pth")).name == name
+    alike = name.replace("-dropout", "")  # which is in training only and has no weights
+    assert load_network(str(tmp_path / "weights.pth")).name == alike
 
 
 def test_what_you_trained_comes_before_what_is_shipped(tmp_path, monkeypatch):

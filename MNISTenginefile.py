@@ -1,0 +1,206 @@
+"""TensorRT engines kept as files: built once for a network, believed only as recorded, opened.
+
+The way: `EngineFile` exports the graph, has the engine built and keeps it; `cached_engine` opens it
+for a network, `engine_from_file` one that was built elsewhere. docs/tensorrt.md tells the same step
+by step.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import threading
+import time
+
+from MNISTcuda import choose_memory, find_gpu
+from MNISTscript import MNISTError, UnavailableError, save_json, warn, write_atomically
+from MNISTtensorrt import (
+    WORKSPACE_MIB,
+    TensorRTEngine,
+    build_engine,
+    flavour,
+    graph_precision,
+    import_tensorrt,
+    is_portable,
+    load_engine,
+)
+
+
+def engine_path(stem, precision, batches):
+    """Where an engine is kept: net.rt, net-b64.rt, net-b1to64-fp16.rt…"""
+    smallest, largest = batches
+    if smallest < largest:
+        stem += f"-b{smallest}to{largest}"
+    elif largest > 1:
+        stem += f"-b{largest}"
+    if precision != "fp32":
+        stem += "-" + precision
+    return stem + ".rt"
+
+
+class EngineFile:
+    """One engine in the cache: which one is wanted, whether the file is it, and how to make it.
+
+    The file at `path` holds what TensorRT gave and nothing else, so that `trtexec` opens it; beside
+    it `path`.json records what it was made from, with what and for which GPU.
+    """
+
+    def __init__(self, net, precision, batches, stem=None):
+        """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
+        None: nothing is kept."""
+        from MNISTonnx import onnx_bytes
+
+        self.trt = import_tensorrt()
+        self.net, self.precision, self.batches = net, precision, batches
+        self.keeps = stem is not None
+        stem = stem or "an engine"
+        self.path = engine_path(stem, precision, batches)
+        self.graph_precision = graph_precision(self.trt, precision)
+        suffix = "" if self.graph_precision == "fp32" else "-" + self.graph_precision
+        self.graph_path = stem + suffix + ".onnx"
+        self.graph = onnx_bytes(net, self.graph_precision)
+        # null where one engine serves every GPU, so that what was built without any is taken too
+        gpu, compute_capability = (None, None) if is_portable(self.trt) else find_gpu()
+        self.wanted = {
+            "weights_sha256": weights_digest(net),
+            "onnx_sha256": digest(self.graph),
+            "tensorrt": self.trt.__name__,
+            "tensorrt_version": self.trt.__version__,
+            "gpu": gpu,
+            "compute_capability": compute_capability,
+            "precision": precision,
+            "batches": list(batches),
+            "workspace_mib": WORKSPACE_MIB,
+        }
+
+    def read(self):
+        """The engine's bytes; None where the file isn't the one wanted, saying what differs."""
+        if not self.keeps:
+            return None
+        try:
+            with open(self.path, "rb") as file:
+                plan = file.read()
+        except FileNotFoundError:
+            return None
+        difference = self.difference(plan)
+        if difference:
+            warn(f"{self.path} is not used: {difference}")
+            return None
+        return plan
+
+    def difference(self, plan):
+        """The first field in which the record differs from what is wanted, as text; else None."""
+        try:
+            with open(self.path + ".json", encoding="utf-8") as file:
+                record = dict(json.load(file))
+        except (OSError, ValueError, TypeError):
+            return f"no readable record {self.path}.json"
+        # The digest of the engine ties the two files together, should a kill part them.
+        for field, wanted in dict(self.wanted, engine_sha256=digest(plan)).items():
+            if field not in record:
+                return f"its record lacks {field}"
+            if record[field] != wanted:
+                return f"its {field} is {record[field]}, wanted is {wanted}"
+        return None
+
+    def build(self, digits=None):
+        """Build the engine and save it with its graph and its record; returns its bytes.
+
+        `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
+        to is a warning. Raises MNISTError where the graph or the build fails.
+        """
+        from MNISTonnx import check_onnx
+
+        checked = check_onnx(self.graph, self.net, self.graph_precision, digits)
+        print(f"{self.graph_path}: {checked}", file=sys.stderr)
+        started = time.monotonic()
+        with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
+            plan = build_engine(self.trt, self.graph, self.precision, self.batches)
+        seconds = time.monotonic() - started
+        print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
+        try:
+            if self.keeps:
+                self.save(plan, seconds)
+        except MNISTError as error:
+            warn(f"{error}; the engine is built anew next time")
+        return plan
+
+    def save(self, plan, build_seconds):
+        """Write graph, engine and record. The record last: without it the engine isn't believed."""
+        for path, content in ((self.graph_path, self.graph), (self.path, plan)):
+            with write_atomically(path) as file:
+                file.write(content)
+        save_json(self.path + ".json", dict(self.wanted, engine_sha256=digest(plan),
+                                            build_seconds=round(build_seconds, 2)))
+
+
+def digest(content):
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def weights_digest(net):
+    """SHA-256 of a network's tensors, names included: the same however they were saved."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        sha256.update(name.encode())
+        sha256.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def show_elapsed(what):
+    """Say on stderr what is going on and, in a terminal, for how many seconds already."""
+    print(what, file=sys.stderr, flush=True)
+    started = time.monotonic()
+    finished = threading.Event()
+
+    def tick():
+        while not finished.wait(1):
+            print(f"\r{time.monotonic() - started:.0f} s", end="\r", file=sys.stderr, flush=True)
+
+    if sys.stderr.isatty():
+        threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+
+
+def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, stem=None,
+                  memory="auto", rebuild=False, digits=None):
+    """A `TensorRTEngine` for `net`, from the cache where it is up to date, else built now.
+
+    `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
+    `stem`: path of what is kept, without extension; None keeps nothing.
+    Raises UnavailableError where TensorRT can't run here, MNISTError where a build fails.
+    """
+    trt = import_tensorrt()
+    gpu_memory = choose_memory(memory)()
+    engine_file = EngineFile(net, precision, batches or (batch_size, batch_size), stem)
+    plan = None if rebuild else engine_file.read()
+    loaded = None
+    if plan:
+        try:
+            loaded = load_engine(trt, plan)
+        except MNISTError as error:
+            warn(f"{engine_file.path} is built anew: {error}")
+    if loaded is None:
+        loaded = load_engine(trt, engine_file.build(digits))
+    return TensorRTEngine(trt, loaded, precision, batch_size, gpu_memory)
+
+
+def engine_from_file(path, precision="fp32", batch_size=None, memory="auto"):
+    """A `TensorRTEngine` from an engine built elsewhere, at its largest batch unless told.
+
+    `precision` is what it is said to be: a file doesn't tell.
+    """
+    trt = import_tensorrt()
+    gpu_memory = choose_memory(memory)()
+    try:
+        with open(path, "rb") as file:
+            plan = file.read()
+    except OSError as error:
+        raise UnavailableError(f"can't read {path}: {error.strerror}") from error
+    loaded = load_engine(trt, plan)
+    return TensorRTEngine(trt, loaded, precision, batch_size or loaded.batches[1], gpu_memory)

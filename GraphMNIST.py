@@ -2,7 +2,7 @@
 
     python GraphMNIST.py
     python GraphMNIST.py --weights mine.pth --data-dir ~/mnist
-    python GraphMNIST.py --engine torch --device cuda
+    python GraphMNIST.py --engine onnxruntime --device cpu
 
 Needs PyQt5 and a display. MNIST is used where it is already there, never fetched. F1 in the window
 shows its keys.
@@ -15,7 +15,13 @@ from MNISTscript import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds."""
+    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds.
+
+    What is drawn is read by an engine for one digit, since one for 64 may compute all 64; the test
+    digits by one for a batch.
+    """
+
+    batch_size = 64
 
     def __init__(self, options):
         import numpy as np
@@ -24,10 +30,14 @@ class Reader:
         from MNISTweights import load_network
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
-        net = load_network(options.weights, options.network, options.trust_pickle).net
-        self.engine = open_engine(options.engine, net, choose_device(options.device))
-        self.batch_size = self.engine.batch_size
-        self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
+        network = load_network(options.weights, options.network, options.trust_pickle)
+        device = choose_device(options.device, options.engine)
+        self.engine, self.batch_engine = (
+            open_engine(options.engine, network.net, device, options.precision, batch_size,
+                        network.stem) for batch_size in (1, self.batch_size))
+        self.origin = network.origin
+        for engine in (self.engine, self.batch_engine):  # an engine's first call is a slow one
+            engine(np.zeros((1, 28, 28), np.uint8))
 
     def look(self, digit):
         """uint8 (28, 28) → (log-probabilities float32 (10,), seconds it took)."""
@@ -37,7 +47,7 @@ class Reader:
 
     def read(self, images):
         """uint8 (B, 28, 28) → the digits read, (B,)."""
-        return self.engine(images).argmax(1)
+        return self.batch_engine(images).argmax(1)
 
 
 class AnswerPanel:
@@ -68,7 +78,7 @@ class AnswerPanel:
 
     def opened(self, reader):
         engine = reader.engine
-        self.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+        self.engine = f"{engine.name}, {engine.device}, {engine.precision}; {reader.origin}"
 
     def show(self, digit, label, result):
         """Show the newest drawing's answer; `result` is what `Reader.look` returned, or None."""
@@ -98,6 +108,8 @@ def read_options(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--engine", default="torch", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: torch)")
+    parser.add_argument("--precision", default="fp32", metavar="NAME",
+                        help="what it computes in: fp32, bf16 … (default: %(default)s)")
     add_flags(parser, "network", "weights", "trust-pickle", "device", "data-dir")
     return parser.parse_args(argv)
 

@@ -355,6 +355,7 @@ class DigitWindow(QMainWindow):
 
     def take_network(self, network):
         self.network = network
+        self.setWindowTitle(f"{self.program}: {network.origin}")
         self.panel.opened(network)
         self.report("")
         self.look()

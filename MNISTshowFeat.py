@@ -57,7 +57,9 @@ class FeatureReader:
     def __init__(self, options):
         from MNISTweights import load_network
 
-        self.net = load_network(options.weights, options.network, options.trust_pickle).net
+        self.weights = load_network(options.weights, options.network, options.trust_pickle)
+        print(f"weights: {self.weights.origin}", flush=True)
+        self.net = self.weights.net
         self.filters = self.net.conv1.weight.detach().numpy()[:, 0]  # (20, 5, 5)
         self.biases = self.net.conv1.bias.detach().numpy()
 
@@ -349,7 +351,7 @@ def main(argv=None):
     if options.save:
         save_pictures(options)
         return
-    from MNISTwindow import run_window
+    from MNISTapplication import run_window
 
     run_window("MNISTshowFeat", lambda: make_window(options))
 

@@ -15,11 +15,7 @@ from MNISTscript import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds.
-
-    What is drawn is read by an engine for one digit, since one for 64 may compute all 64; the test
-    digits by one for a batch.
-    """
+    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds."""
 
     batch_size = 64
 
@@ -30,14 +26,14 @@ class Reader:
         from MNISTweights import load_network
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
-        network = load_network(options.weights, options.network, options.trust_pickle)
-        device = choose_device(options.device, options.engine)
+        self.weights = load_network(options.weights, options.network, options.trust_pickle)
+        print(f"weights: {self.weights.origin}", flush=True)
+        device = choose_device(options.device, options.engine, options.precision)
+        # A drawing comes alone, and an engine of a larger batch would compute all of it.
         self.engine, self.batch_engine = (
-            open_engine(options.engine, network.net, device, options.precision, batch_size,
-                        network.stem) for batch_size in (1, self.batch_size))
-        self.origin = network.origin
-        for engine in (self.engine, self.batch_engine):  # an engine's first call is a slow one
-            engine(np.zeros((1, 28, 28), np.uint8))
+            open_engine(options.engine, self.weights.net, device, options.precision, batch_size,
+                        self.weights.stem) for batch_size in (1, self.batch_size))
+        self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
 
     def look(self, digit):
         """uint8 (28, 28) → (log-probabilities float32 (10,), seconds it took)."""
@@ -78,7 +74,7 @@ class AnswerPanel:
 
     def opened(self, reader):
         engine = reader.engine
-        self.engine = f"{engine.name}, {engine.device}, {engine.precision}; {reader.origin}"
+        self.engine = f"{engine.name}, {engine.device}, {engine.precision}"
 
     def show(self, digit, label, result):
         """Show the newest drawing's answer; `result` is what `Reader.look` returned, or None."""
@@ -109,7 +105,8 @@ def read_options(argv=None):
     parser.add_argument("--engine", default="torch", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: torch)")
     parser.add_argument("--precision", default="fp32", metavar="NAME",
-                        help="what it computes in: fp32, bf16 … (default: %(default)s)")
+                        help="what it computes in: fp32, tf32, bf16, fp16 or int8, as far as the "
+                             "engine can (default: fp32)")
     add_flags(parser, "network", "weights", "trust-pickle", "device", "data-dir")
     return parser.parse_args(argv)
 
@@ -117,7 +114,7 @@ def read_options(argv=None):
 def main(argv=None):
     """Open the window and wait until it is closed."""
     options = read_options(argv)
-    from MNISTwindow import run_window
+    from MNISTapplication import run_window
 
     run_window("GraphMNIST", lambda: make_window(options))
 

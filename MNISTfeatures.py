@@ -38,10 +38,10 @@ class FeatureReader:
 
     batch_size = 64
 
-    def __init__(self, net):
-        """`net`: in eval mode, float32."""
-        self.net = net
-        self.layers = convolutions(net)
+    def __init__(self, weights):
+        """`weights`: a `MNISTweights.Network`."""
+        self.weights, self.net = weights, weights.net
+        self.layers = convolutions(self.net)
 
     def look(self, digit):
         """uint8 (28, 28) → (the `Maps` of each layer, the digit read)."""

@@ -55,10 +55,9 @@ def open_reader(options):
     from MNISTfeatures import FeatureReader
     from MNISTweights import load_network
 
-    network = load_network(options.weights, options.network, options.trust_pickle)
-    reader = FeatureReader(network.net)
-    reader.origin = network.origin
-    return reader
+    weights = load_network(options.weights, options.network, options.trust_pickle)
+    print(f"weights: {weights.origin}", flush=True)
+    return FeatureReader(weights)
 
 
 def size_of(maps):
@@ -258,7 +257,7 @@ def save_pictures(options):
         raise UnavailableError(f"can't make the folder {options.save}: {error.strerror}") from error
     first = reader.layers[0]
     if first.filters is not None:
-        save_picture(options.save, "filters.png", f"{first.name} of {reader.origin}", [
+        save_picture(options.save, "filters.png", f"{first.name} of {reader.weights.origin}", [
             (f"{len(first.filters)} filters, {size_of(first.filters)}", first.filters,
              columns_for(len(first.filters)), largest(first.filters))])
     for layer, seen in zip(reader.layers, maps):
@@ -373,7 +372,7 @@ def main(argv=None):
     if options.save:
         save_pictures(options)
         return
-    from MNISTwindow import run_window
+    from MNISTapplication import run_window
 
     run_window("MNISTshowFeat", lambda: make_window(options))
 

@@ -1,12 +1,12 @@
 """The views beside the canvas: the digit the network sees, its answer, bars, maps and numbers."""
 
 import numpy as np
+from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal
+from PyQt5.QtGui import QColor, QPainter, QPen
+from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
-from MNISTcanvas import largest_square, to_image  # first: says it where PyQt5 is missing
+from MNISTcanvas import largest_square, to_image
 
-from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal  # isort: skip
-from PyQt5.QtGui import QColor, QPainter, QPen  # isort: skip
-from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget  # isort: skip
 ACCENT = QColor("#2f6fdb")
 RIGHT, WRONG, MARK = QColor("#1a7f4b"), QColor("#c62f3b"), QColor("#ff9d00")
 CENTRED = int(Qt.AlignCenter)

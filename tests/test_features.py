@@ -10,7 +10,7 @@ from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 import MNISTshowFeat
 from MNISTdsource import normalise
 from MNISTfeatures import FeatureReader
-from MNISTweights import save_weights
+from MNISTweights import Network, save_weights
 
 
 @pytest.fixture
@@ -114,19 +114,23 @@ def test_any_network(tmp_path, name):
         assert part(window, "answer").text() in set("0123456789")
 
 
+def reader_of(net):
+    return FeatureReader(Network(net.eval(), "mine", "mine.pth", "mine.pth"))
+
+
 def test_what_a_map_sees_of_the_digit():
-    reader = FeatureReader(own_networks.Branches().eval())
+    reader = reader_of(own_networks.Branches())
     narrow, wide = reader.layers
     assert narrow.patches[10, 10].tolist() == [9, 9, 3, 3]
     assert wide.patches[10, 10].tolist() == [7, 7, 7, 7]
     assert wide.patches[0, 27].tolist() == [0, 24, 4, 4]  # the rest is padding
-    strided, _, pointwise, _ = FeatureReader(own_networks.Depthwise().eval()).layers
+    strided, _, pointwise, _ = reader_of(own_networks.Depthwise()).layers
     assert strided.patches[3, 5].tolist() == [6, 10, 5, 5]
     assert pointwise.patches[1, 2].tolist() == [2, 4, 9, 9]
 
 
 def test_pooled_maps_come_from_modules_too():
-    reader = FeatureReader(own_networks.BatchNorm().eval())
+    reader = reader_of(own_networks.BatchNorm())
     maps, _ = reader.look(np.full((28, 28), 99, np.uint8))
     assert [(len(seen.maps),) + seen.maps.shape[1:] + seen.pooled.shape[1:] for seen in maps] == [
         (6, 24, 24, 12, 12), (8, 10, 10, 5, 5)]

@@ -14,10 +14,10 @@ import tempfile
 import numpy as np
 
 from MNISTenginefile import digest, weights_digest
-from MNISTonnx import ONNX_TOLERANCE, check_onnx, onnx_bytes
+from MNISTonnx import check_onnx, onnx_bytes
 from MNISTscript import MNISTError, UnavailableError, package_missing, warn
 
-PRECISIONS = ("fp32", "int8")  # as far as this project can export them
+PRECISIONS = ("fp32",)  # of the ONNX files
 MAX_BATCH = 64
 MAX_WAITING = 4096  # requests in Triton's queue
 
@@ -119,8 +119,6 @@ def export_repository(folder, networks):
 def export_network(folder, name, network):
     """Write all models of one network; gives a line about each."""
     for precision in PRECISIONS:
-        if precision not in ONNX_TOLERANCE:
-            continue
         graph = onnx_bytes(network.net, precision)
         checked = check_onnx(graph, network.net, precision)
         model = name if precision == "fp32" else f"{name}_{precision}"

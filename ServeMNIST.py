@@ -123,7 +123,8 @@ def serve_models(options, networks, sock):
     from MNISTworkers import serve_shared
 
     threads = set_threads(options.threads or 1)  # more gain little on small batches
-    device = choose_device(options.device)
+    asked = "torch" if options.engine == "auto" else options.engine
+    device = choose_device(options.device, asked, options.precision)
     engines = {name: options.engine for name in networks}
     if options.engine == "auto":
         for name, network in networks.items():

@@ -128,7 +128,7 @@ def serve_models(options, networks, sock):
     engines = {name: options.engine for name in networks}
     if options.engine == "auto":
         for name, network in networks.items():
-            engines[name], report = choose_engine(network.net, device, options.precision,
+            engines[name], report = choose_engine(network, device, options.precision,
                                                   options.max_batch)
             print(f"{name}: {report}", flush=True)
     settings = Settings(networks, engines, device, options.precision, threads, options.max_batch,

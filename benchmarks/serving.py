@@ -3,7 +3,7 @@
 examples:
   python benchmarks/serving.py                    everything, about five minutes
   python benchmarks/serving.py one-digit batches  parts of it
-  python benchmarks/serving.py --mlserver ~/mlserver/bin/python --perf-analyzer perf_analyzer
+  python benchmarks/serving.py --mlserver ~/mlserver/bin/mlserver --perf-analyzer perf_analyzer
 
 The load comes from wrk (apt install wrk) on this machine, which takes its share of the cores. What
 is compared runs in turns, in one run, since the speed of a machine drifts: compare the ratios, not
@@ -47,8 +47,8 @@ def main():
     parser.add_argument("--engine", default="auto", help="as ServeMNIST.py has it")
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
                         help="as ServeMNIST.py has it")
-    parser.add_argument("--mlserver", metavar="PYTHON",
-                        help="the Python of an environment with mlserver and onnxruntime")
+    parser.add_argument("--mlserver", metavar="FILE",
+                        help="mlserver of an environment that has onnxruntime too")
     parser.add_argument("--perf-analyzer", metavar="FILE", help="NVIDIA's perf_analyzer")
     options = parser.parse_args()
     for part in options.parts:
@@ -267,7 +267,7 @@ class Net(MLModel):
 '''
 
 
-def start_mlserver(stack, folder, python):
+def start_mlserver(stack, folder, command):
     """MLServer with the same network and adaptive batching: its port."""
     port, place = free_port(), os.path.join(folder, "mlserver")
     os.makedirs(place)
@@ -280,7 +280,7 @@ def start_mlserver(stack, folder, python):
                                 "max_batch_size": 64, "max_batch_time": 0.005})):
         with open(os.path.join(place, name + ".json"), "w") as file:
             json.dump(record, file)
-    started(stack, [python, "-m", "mlserver.cli", "start", place], f"Uvicorn running.*:{port}",
+    started(stack, [command, "start", place], f"Uvicorn running.*:{port}",
             env=dict(os.environ, PYTHONPATH=place))
     wait_for(f"http://127.0.0.1:{port}/v2/models/net/ready")
     return port

@@ -82,3 +82,13 @@ def net():
 def digits():
     """Random grey levels in the shape of 144 digits, uint8."""
     return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A running ServeMNIST.py, one for all tests."""
+    for name in ("httptools", "orjson", "prometheus_client"):
+        pytest.importorskip(name, reason=f"{name} isn't installed; requirements/serve.txt has it")
+    from serving import serving
+    with serving() as running:
+        yield running

@@ -18,7 +18,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = os.path.join(ROOT, "tests", "nano_calls.txt")
 LIBRARIES = ("numpy", "torch", "matplotlib", "PyQt5", "tensorrt")
-OPTIONAL = ("tensorrt_rtx", "pycuda", "onnx", "onnxruntime", "openvino", "torchvision")
+OPTIONAL = ("tensorrt_rtx", "pycuda", "onnx", "onnxruntime", "openvino", "torchvision",
+            "httptools", "orjson", "prometheus_client", "uvloop")
 
 # Newer than a Jetson Nano's versions: since when, and the feature test that has to stand in every
 # file that uses it.
@@ -72,7 +73,13 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .synchronize_outputs .update_inplace
 .Core .read_model .compile_model .create_infer_request .get_input_tensor .get_output_tensor .infer
 .Compose .MNIST .ToTensor
-.param_groups .returncode .xaxis
+.HttpRequestParser .HttpParserUpgrade .HttpParserError .should_upgrade .should_keep_alive
+.get_http_version .OPT_SERIALIZE_NUMPY .multiprocess .CollectorRegistry .MultiProcessCollector
+.ProcessCollector .disable_created_metrics .generate_latest .CONTENT_TYPE_LATEST
+.get_sample_value .observe .inc
+.dim_param .tensor_type .CopyFrom .make_tensor_value_info .UINT8 .numpy_helper .from_array
+.initializer .make_node .helper .TensorProto .SerializeToString
+.param_groups .returncode .xaxis .eof .unused_data .phrase .utils
 """.split())
 
 
@@ -144,7 +151,7 @@ def own_names():
     own = set()
     for path in programs():
         for node in ast.walk(ast.parse(read(path))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 own.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 own.add(node.attr)

@@ -1,0 +1,320 @@
+"""Many requests, one engine: what waits goes into one batch as soon as the engine is free.
+
+There is no artificial delay (unless one is asked for) and no thread: the event loop reads all
+requests that have come, then runs one batch, then writes the answers. So batches grow by themselves
+under load, and a lone digit waits for nothing. Engines compute their whole batch size, however few
+digits are in it; so a network has engines of several sizes, timed when they are opened, and each
+batch takes the one that gives most digits per second for what waits.
+
+Counted are digits, not requests. A request of more digits than a batch is cut up, and what is left
+of it goes behind the others. Knows asyncio, numpy and prometheus_client.
+"""
+
+import asyncio
+import collections
+import time
+
+import numpy as np
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
+
+from MNISTengine import ENGINES, open_engine, reference_answers, why_not
+from MNISTprotocol import RequestError
+from MNISTscript import MNISTError, UnavailableError
+from MNISTtiming import TOLERANCE
+
+TRIAL = 0.2  # seconds that `choose_engine` gives each
+TIMED_CALLS = 5  # of each batch size, when engines are opened
+
+SECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
+if hasattr(prometheus_client, "disable_created_metrics"):
+    prometheus_client.disable_created_metrics()  # nobody asked for a time beside each number
+
+
+class Metrics:
+    """What the server counts, for Prometheus. One for the whole process."""
+
+    def __init__(self):
+        self.registry = registry = prometheus_client.CollectorRegistry()
+        prometheus_client.ProcessCollector(registry=registry)
+
+        def histogram(name, text, buckets=SECONDS):
+            return Histogram("mnist_" + name, text, ["model"], buckets=buckets, registry=registry)
+
+        def counter(name, text, labels=("model",)):
+            return Counter("mnist_" + name, text, labels, registry=registry)
+
+        self.requests = counter("requests", "HTTP requests answered, by what they asked for and "
+                                "status", ["kind", "status"])
+        self.answered = histogram("infer_seconds", "From a whole inference request to its answer")
+        self.failed = counter("failed", "Inference requests that no engine answered")
+        self.queue = histogram("queue_seconds", "From a whole inference request to its first batch")
+        self.engine = histogram("engine_seconds", "Time of each batch in the engine")
+        self.batches = histogram("batch_digits", "Digits of each batch", [2 ** i for i in range(9)])
+        self.digits = counter("digits", "Digits read")
+        self.waiting = Gauge("mnist_waiting_digits", "Digits that wait for an engine", ["model"],
+                             multiprocess_mode="livesum", registry=registry)
+        self.computing = counter("request_engine_seconds", "Time of each batch in the engine, "
+                                 "times the requests in it")
+
+
+# --- Engines --------------------------------------------------------------------------------------
+
+
+def batch_sizes(device, max_batch):
+    """The sizes for which engines are opened: up to `max_batch`, ascending.
+
+    Few on a GPU, where a half empty batch costs little and building an engine may take minutes.
+    """
+    sizes = (1, 8) if device != "cpu" else (2 ** i for i in range(20))
+    return [size for size in sizes if size < max_batch] + [max_batch]
+
+
+class Engines:
+    """A network's engines of several batch sizes, called like one: uint8 (B, 28, 28) ->
+    float32 (B, 10), B from 1 to `max_batch`. The answers may lie in a buffer that the next call
+    overwrites."""
+
+    def __init__(self, name, network, device, precision, max_batch):
+        self.engines = [open_engine(name, network.net, device, precision, size, network.stem)
+                        for size in batch_sizes(device, max_batch)]
+        self.max_batch = max_batch
+        self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
+        seconds = [fastest_call(engine) for engine in self.engines]
+
+        def best(waiting):  # it may leave some of them to the next batch
+            rates = [min(waiting, engine.batch_size) / time
+                     for engine, time in zip(self.engines, seconds)]
+            return self.engines[rates.index(max(rates))]
+
+        self.best = [None] + [best(waiting) for waiting in range(1, max_batch + 1)]
+
+    def take(self, waiting):
+        """How many of the waiting digits the next call should have."""
+        waiting = min(waiting, self.max_batch)
+        return min(waiting, self.best[waiting].batch_size)
+
+    def __call__(self, images):
+        return self.best[len(images)](images)
+
+    def close(self):
+        for engine in self.engines:
+            engine.close()
+
+
+def fastest_call(engine):
+    """The seconds of an engine's fastest call, after a first one that sets it up."""
+    images = np.zeros((engine.batch_size, 28, 28), np.uint8)
+    engine(images)
+    seconds = []
+    for _ in range(TIMED_CALLS):
+        start = time.perf_counter()
+        engine(images)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def choose_engine(net, device, precision, max_batch):
+    """The name of the engine that reads most digits per second here, and the trial as text.
+
+    Each of this machine's is tried for a moment on batches of `max_batch`; one that answers
+    otherwise than the reference isn't taken. Raises UnavailableError where none can run.
+    """
+    images = np.random.RandomState(0).randint(0, 256, (max_batch, 28, 28)).astype(np.uint8)
+    reference = reference_answers(net, images)
+    rates, report = {}, []
+    for name, kind in ENGINES.items():
+        if kind.on_request or hasattr(kind.open, "loop") or why_not(name, device, precision):
+            continue
+        try:
+            engine = open_engine(name, net, device, precision, max_batch)
+        except MNISTError as error:
+            report.append(f"{name} can't be opened ({str(error).splitlines()[0]})")
+            continue
+        difference = np.abs(engine(images) - reference).max()
+        if difference <= TOLERANCE.get(precision, np.inf):
+            rates[name] = trial(engine, images)
+            report.append(f"{name} {rates[name]:,.0f} digits/s")
+        else:
+            report.append(f"{name} answers wrongly, by {difference:.2g}")
+        engine.close()
+    if not rates:
+        raise UnavailableError(f"no engine can run {precision} on {device} here"
+                               + "".join("\n" + line for line in report))
+    best = max(rates, key=rates.get)
+    return best, f"{best} (auto: {', '.join(report)} at batch {max_batch})"
+
+
+def trial(engine, images):
+    """Digits per second of an engine, from the median of as many calls as fit into TRIAL."""
+    seconds = []
+    end = time.perf_counter() + TRIAL
+    while len(seconds) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        engine(images)
+        seconds.append(time.perf_counter() - start)
+    return len(images) / float(np.median(seconds))
+
+
+# --- The queue ------------------------------------------------------------------------------------
+
+
+class Job:
+    """One request's digits on their way: `images` uint8 (N, 28, 28), `answers` float32 (N, 10).
+
+    When all are there `done(job)` is called, with `job.error` set where there are none.
+    """
+
+    __slots__ = ("images", "answers", "taken", "error", "done", "cancelled", "arrived",
+                 "deadline", "queued", "computing")
+
+    def __init__(self, images, done, timeout=None):
+        self.images, self.done = images, done
+        self.answers = self.error = None
+        self.taken = 0  # digits that have been in a batch
+        self.cancelled = False
+        self.arrived = time.perf_counter()
+        self.deadline = self.arrived + timeout if timeout else None
+        self.queued = self.computing = 0.0  # seconds
+
+
+class Batcher:
+    """The queue before one network's engines (an `Engines`), on one event loop.
+
+    `max_waiting`: requests are refused while so many digits wait. `max_delay`: seconds that a
+    batch which isn't full waits for more.
+    """
+
+    def __init__(self, model, engines, metrics, max_waiting, max_delay=0.0):
+        self.engines, self.max_waiting, self.max_delay = engines, max_waiting, max_delay
+        self.loop = asyncio.get_event_loop()
+        self.jobs = collections.deque()
+        self.waiting = 0  # digits
+        self.scheduled = None
+        self.staging = np.zeros((engines.max_batch, 28, 28), np.uint8)
+        self.healthy = True  # opening the engines had them answer; false while they fail
+        labelled = {name: getattr(metrics, name).labels(model) for name in (
+            "digits", "batches", "waiting", "queue", "engine", "answered", "failed", "computing")}
+        self.metrics = collections.namedtuple("Labelled", labelled)(**labelled)
+
+    def submit(self, job):
+        """Take a job. Raises RequestError, 503, where too much waits already."""
+        if self.waiting >= self.max_waiting:
+            self.metrics.failed.inc()
+            raise RequestError(f"{self.waiting} digits are waiting already; try again later", 503,
+                               retry_after="1")
+        self.jobs.append(job)
+        self.waiting += len(job.images)
+        self.schedule()
+
+    def cancel(self, job):
+        """Compute no more of a job: nobody waits for its answers."""
+        if not job.cancelled and job.taken < len(job.images):
+            job.cancelled = True
+            self.waiting -= len(job.images) - job.taken
+            self.metrics.failed.inc()
+
+    async def read(self, images):
+        """The answers to uint8 (N, 28, 28): float32 (N, 10)."""
+        future = self.loop.create_future()
+        self.submit(Job(images, future.set_result))
+        job = await future
+        if job.error:
+            raise job.error
+        return job.answers
+
+    def schedule(self):
+        """See that a batch is run: after this turn of the event loop, or when the delay is up."""
+        if self.scheduled and (self.max_delay == 0 or self.waiting < self.engines.max_batch):
+            return
+        if self.scheduled:
+            self.scheduled.cancel()
+        if self.max_delay and self.waiting < self.engines.max_batch:
+            self.scheduled = self.loop.call_later(self.max_delay, self.run)
+        else:
+            self.scheduled = self.loop.call_soon(self.run)
+
+    def run(self):
+        """Run one batch of what waits, and answer the requests it completes."""
+        self.scheduled = None
+        parts = self.take_parts()
+        if parts:
+            self.compute(parts)
+        if self.jobs:
+            self.scheduled = self.loop.call_soon(self.run)  # after what has come meanwhile
+        self.metrics.waiting.set(self.waiting)
+
+    def take_parts(self):
+        """The next batch, taken from the queue: a list of (job, start, stop)."""
+        wanted = self.engines.take(self.waiting) if self.waiting else 0
+        now = time.perf_counter()
+        parts = []
+        cut = None
+        while wanted and self.jobs:
+            job = self.jobs.popleft()
+            if job.cancelled:
+                continue
+            start, length = job.taken, len(job.images)
+            if job.deadline and job.deadline < now and not start:
+                self.cancel(job)
+                job.error = RequestError("Request timeout expired", 503, retry_after="1")
+                job.done(job)
+                continue
+            if not start:
+                job.queued = now - job.arrived
+            job.taken = min(length, start + wanted)
+            parts.append((job, start, job.taken))
+            wanted -= job.taken - start
+            self.waiting -= job.taken - start
+            if job.taken < length:
+                cut = job
+        if cut:
+            self.jobs.append(cut)
+        return parts
+
+    def compute(self, parts):
+        """Run one batch and hand its answers to the jobs they belong to."""
+        number = sum(stop - start for _, start, stop in parts)
+        images = np.concatenate([job.images[start:stop] for job, start, stop in parts],
+                                out=self.staging[:number])
+        began = time.perf_counter()
+        try:
+            answers = self.engines(images)
+            self.healthy = True
+        except Exception as error:  # any library's; the server goes on
+            self.healthy = False
+            self.fail(parts, error)
+            return
+        ended = time.perf_counter()
+        self.metrics.engine.observe(ended - began)
+        self.metrics.batches.observe(number)
+        self.metrics.digits.inc(number)
+        position = 0
+        for job, start, stop in parts:
+            job.computing += ended - began
+            self.hand_over(job, answers[position:position + stop - start], start, stop)
+            position += stop - start
+
+    def hand_over(self, job, answers, start, stop):
+        """Keep a job's answers from `start` to `stop`; after the last ones it is done."""
+        if stop - start == len(job.images):
+            job.answers = answers.copy()
+        else:
+            if job.answers is None:
+                job.answers = np.empty((len(job.images), 10), np.float32)
+            job.answers[start:stop] = answers
+        if stop == len(job.images):
+            self.metrics.queue.observe(job.queued)
+            self.metrics.computing.inc(job.computing)
+            self.metrics.answered.observe(time.perf_counter() - job.arrived)
+            job.done(job)
+
+    def fail(self, parts, error):
+        """The engine raised `error`: so end all jobs that were in the batch."""
+        for job, _, _ in parts:
+            if job.taken < len(job.images):
+                self.cancel(job)
+            else:
+                self.metrics.failed.inc()
+            job.error = error
+            job.done(job)

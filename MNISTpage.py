@@ -1,0 +1,181 @@
+"""What the page in the browser asks for beside the inference protocol: itself, a drawing made a
+digit, test digits, and the first layer of a network.
+"""
+
+import asyncio
+import base64
+import functools
+import hashlib
+import os
+import re
+
+import numpy as np
+
+from MNISTdsource import digit_from_drawing, load_split, normalise
+from MNISThttp import BINARY, HTML
+from MNISTprotocol import RequestError
+from MNISTscript import HERE, MNISTError
+
+PAGE = os.path.join(HERE, "web", "index.html")
+LARGEST_DRAWING = 2048  # pixels along a side
+
+
+class PageRoutes:
+    """Answers the page. `models`: {name: `MNISTserver.Model`}; `data_dir`: where MNIST is, which is
+    used where it is already there, never fetched."""
+
+    def __init__(self, models, data_dir):
+        self.models = models
+        self.loop = asyncio.get_event_loop()
+        self.page, self.page_headers = load_page()
+        try:
+            self.images, self.labels = load_split("test", data_dir, download=False)
+        except MNISTError:
+            self.images, self.labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
+
+    def routes(self):
+        """{path: {method: function of a request}}."""
+        routes = {
+            "/": {"GET": self.give_page},
+            "/page/about": {"GET": self.about},
+            "/page/prepare": {"POST": self.prepare},
+            "/page/test": {"GET": self.test_digit},
+        }
+        for model in self.models.values():
+            path = "/page/models/" + model.name
+            routes[path + "/layer"] = {"POST": functools.partial(self.layer, model)}
+            routes[path + "/mistake"] = {"GET": functools.partial(self.mistake, model)}
+        return routes
+
+    def give_page(self, request):
+        request.answer(self.page, HTML, headers=self.page_headers)
+
+    def about(self, request):
+        """What the page needs to know: the models, and how many test digits there are."""
+        request.answer_json({"models": [model.facts for model in self.models.values()],
+                             "digits": len(self.images)})
+
+    def prepare(self, request):
+        """The digit in a drawing: grey levels, width × height bytes, to 28 × 28; 204 if empty."""
+        request.kind = "page"
+        width, height = (number(request, name, LARGEST_DRAWING) for name in ("width", "height"))
+        if not width or len(request.body) != width * height:
+            raise RequestError("the body is width × height grey levels")
+        drawing = np.frombuffer(request.body, np.uint8).reshape(height, width)
+        digit = digit_from_drawing(drawing)
+        if digit is None:
+            request.answer(b"", BINARY, 204)
+        else:
+            request.answer(digit.tobytes(), BINARY)
+
+    def layer(self, model, request):
+        """The first layer's filters, and its maps of a digit, 784 grey levels."""
+        request.kind = "page"
+        if len(request.body) != 784:
+            raise RequestError("the body is a digit, 784 grey levels")
+        if model.first_layer is None:
+            raise RequestError(f"{model.name} has no first layer of filters", 404)
+        digit = np.frombuffer(request.body, np.uint8).reshape(28, 28)
+        request.answer_json(model.first_layer.show(digit))
+
+    def test_digit(self, request):
+        """A test digit with its label, by its index."""
+        request.kind = "page"
+        index = number(request, "index", len(self.images) - 1)
+        request.answer_json({"index": index, "label": int(self.labels[index]),
+                             "digit": encode(self.images[index])})
+
+    def mistake(self, model, request):
+        """The index of the first test digit after another that the model reads wrongly, or null."""
+        request.kind = "page"
+        after = number(request, "after", len(self.images) - 1)
+        task = self.loop.create_task(self.find_mistake(request, model, after))
+        request.on_gone = task.cancel
+
+    async def find_mistake(self, request, model, after):
+        try:
+            order = np.roll(np.arange(len(self.images)), -after - 1)
+            for start in range(0, len(order), model.engines.max_batch):
+                chosen = order[start:start + model.engines.max_batch]
+                answers = await model.batcher.read(self.images[chosen])
+                wrong = chosen[answers.argmax(1) != self.labels[chosen]]
+                if len(wrong):
+                    request.answer_json({"index": int(wrong[0])})
+                    return
+            request.answer_json({"index": None})
+        except Exception as error:
+            request.refuse(error)
+
+
+def number(request, name, largest):
+    """A whole number among a request's query, from 0 to `largest`."""
+    text = request.query.get(name, "")
+    if not re.match(r"[0-9]{1,9}$", text) or int(text) > largest:
+        raise RequestError(f"{name} is a whole number from 0 to {largest}")
+    return int(text)
+
+
+def load_page():
+    """The page's bytes, and headers that let it use nothing but itself and this server."""
+    try:
+        with open(PAGE, "rb") as file:
+            page = file.read()
+    except OSError as error:
+        raise MNISTError(f"can't read the page {PAGE}: {error.strerror}") from error
+    rules = ["default-src 'none'", "connect-src 'self'", "img-src 'self' data: blob:",
+             "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+    for tag in ("script", "style"):
+        for content in re.findall(f"<{tag}>(.*?)</{tag}>".encode(), page, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+            rules.append(f"{tag}-src 'sha256-{digest}'")
+    return page, [(b"Content-Security-Policy", "; ".join(rules).encode()),
+                  (b"Referrer-Policy", b"no-referrer"), (b"X-Frame-Options", b"DENY")]
+
+
+# --- The first layer ------------------------------------------------------------------------------
+
+
+class FirstLayer:
+    """The first layer of a network that looks at the digit with filters: its filters and maps.
+
+    Found with forward hooks, whatever the network calls it.
+    """
+
+    def __init__(self, net):
+        import torch
+        self.torch, self.net = torch, net
+        self.layer = None
+        hooks = [module.register_forward_hook(self.find) for module in net.modules()
+                 if getattr(module, "weight", None) is not None]
+        self.run(np.zeros((28, 28), np.uint8))
+        for hook in hooks:
+            hook.remove()
+
+    def find(self, module, inputs, output):
+        if self.layer is None and module.weight.dim() == 4 and output.dim() == 4:
+            self.layer = module
+
+    def run(self, digit):
+        with self.torch.no_grad():
+            self.net(self.torch.from_numpy(normalise(digit[np.newaxis])))
+
+    def show(self, digit):
+        """The filters and the maps of a digit, uint8 (28, 28), as JSON takes them: each a shape
+        and base64 of bytes, 128 standing for 0."""
+        maps = []
+        hook = self.layer.register_forward_hook(lambda _, __, output: maps.append(output[0]))
+        self.run(digit)
+        hook.remove()
+        filters = self.layer.weight.detach()[:, 0]
+        return {"filters": grey_pictures(filters.numpy()), "maps": grey_pictures(maps[0].numpy())}
+
+
+def grey_pictures(values):
+    """Numbers around 0, float32 (N, H, W), as grey levels around 128, the farthest 1 or 255."""
+    scaled = 128 + values * (127 / max(1e-9, np.abs(values).max()))
+    return {"shape": list(values.shape), "data": encode(np.rint(scaled).astype(np.uint8))}
+
+
+def encode(array):
+    """The bytes of an array, as base64 text."""
+    return base64.b64encode(array.tobytes()).decode()

@@ -1,0 +1,197 @@
+"""A model repository for Triton, whose clients see what they see here.
+
+One folder for each network and precision, as ONNX that takes bytes like this server (uint8
+(batch, 28, 28)), and one for each TensorRT engine that was built of it, which takes what the engine
+takes. Sources: Triton's docs/user_guide/model_repository.md and model_configuration.md. Knows onnx.
+"""
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+
+import numpy as np
+
+from MNISTenginefile import digest, weights_digest
+from MNISTonnx import ONNX_TOLERANCE, check_onnx, onnx_bytes
+from MNISTscript import MNISTError, UnavailableError, package_missing, warn
+
+PRECISIONS = ("fp32", "int8")  # as far as this project can export them
+MAX_BATCH = 64
+MAX_WAITING = 4096  # requests in Triton's queue
+
+CONFIG = """\
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {max_batch}
+input [ {{ name: "image" data_type: {datatype} dims: [ {dims} ] }} ]
+output [ {{ name: "log_probs" data_type: TYPE_FP32 dims: [ {answers} ]
+  label_filename: "labels.txt" }} ]
+{batching}model_warmup [ {{ name: "a digit" {batch}inputs {{ key: "image"
+  value {{ data_type: {datatype} dims: [ {dims} ] zero_data: true }} }} }} ]
+"""
+BATCHING = f"""\
+dynamic_batching {{
+  default_queue_policy {{ max_queue_size: {MAX_WAITING} }}
+}}
+"""
+
+README = """\
+# A model repository for Triton
+
+Made by `ServeMNIST.py --export-triton`. In this folder:
+
+{models}
+
+Serve it (VERSION: a release of Triton that fits your driver, such as 24.12-py3; with an NVIDIA GPU
+add `--gpus all`):
+
+```
+docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD":/models:ro \\
+  nvcr.io/nvidia/tritonserver:VERSION tritonserver --model-repository=/models
+```
+
+The clients of `ServeMNIST.py` work unchanged: same names, same shapes, same port. One digit:
+
+```
+head -c 784 /dev/zero | curl -s --data-binary @- -H "Inference-Header-Content-Length: 0" \\
+  http://127.0.0.1:8000/v2/models/{first}/infer | strings
+```
+
+On Kubernetes with KServe, this folder copied to a volume `mnist-models`:
+
+```yaml
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: mnist
+spec:
+  predictor:
+    model:
+      modelFormat:
+        name: onnx
+      runtime: kserve-tritonserver
+      protocolVersion: v2
+      storageUri: pvc://mnist-models
+```
+
+A TensorRT engine loads only with the version of TensorRT and the kind of GPU that it was built
+with, which config.pbtxt doesn't know: take the Triton whose TensorRT is that one.
+"""
+
+
+def export_repository(folder, networks):
+    """Write a repository of {name: MNISTweights.Network} to a new or empty `folder`, whole or not
+    at all; prints what is in it.
+
+    Raises UnavailableError where `folder` isn't empty or onnx isn't installed, MNISTError where a
+    graph answers wrongly or can't be written.
+    """
+    folder = os.path.abspath(folder)
+    if os.path.isdir(folder) and os.listdir(folder) or os.path.isfile(folder):
+        raise UnavailableError(f"--export-triton: {folder} is there already")
+    missing = package_missing("onnx")
+    if missing:
+        raise UnavailableError(f"--export-triton: {missing}")
+    try:
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        whole = tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=os.path.dirname(folder))
+    except OSError as error:
+        raise MNISTError(f"can't write {folder}: {error.strerror}") from error
+    try:
+        lines = [line for name, network in networks.items()
+                 for line in export_network(whole, name, network)]
+        write(whole, "README.md", README.format(models="\n".join("- " + line for line in lines),
+                                                first=next(iter(networks))))
+        os.chmod(whole, 0o755)  # mkdtemp makes it private; Triton runs as another user
+        if os.path.isdir(folder):
+            os.rmdir(folder)
+        os.rename(whole, folder)
+    except BaseException as error:
+        shutil.rmtree(whole, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MNISTError(f"can't write {folder}: {error.strerror}") from error
+        raise
+    print("\n".join(lines + [f"saved {folder}; its README.md says how to serve it"]))
+
+
+def export_network(folder, name, network):
+    """Write all models of one network; gives a line about each."""
+    for precision in PRECISIONS:
+        if precision not in ONNX_TOLERANCE:
+            continue
+        graph = onnx_bytes(network.net, precision)
+        checked = check_onnx(graph, network.net, precision)
+        model = name if precision == "fp32" else f"{name}_{precision}"
+        write(folder, f"{model}/1/model.onnx", takes_bytes(graph))
+        write_config(folder, model, "onnxruntime", MAX_BATCH, "TYPE_UINT8", "28, 28")
+        yield f"`{model}`: {network.origin}, ONNX, {precision}; {checked}"
+    for path, record in built_engines(network):
+        smallest, largest = record["batches"]
+        model = f"{name}_tensorrt_{record['precision']}_b" + (
+            str(largest) if smallest == largest else f"{smallest}to{largest}")
+        with open(path, "rb") as file:
+            write(folder, f"{model}/1/model.plan", file.read())
+        fixed = smallest == largest  # its batch is part of its shape
+        write_config(folder, model, "tensorrt", 0 if fixed else largest, "TYPE_FP32",
+                     f"{largest}, 1, 28, 28" if fixed else "1, 28, 28",
+                     f"{largest}, 10" if fixed else "10")
+        yield (f"`{model}`: {os.path.basename(path)}, TensorRT {record['tensorrt_version']} for "
+               f"{record['gpu']}, {record['precision']}")
+
+
+def built_engines(network):
+    """The TensorRT engines of a network that Triton can load: pairs of path and record."""
+    weights = weights_digest(network.net)
+    for path in sorted(glob.glob(glob.escape(network.stem) + "*.rt")):
+        try:
+            with open(path + ".json", encoding="utf-8") as file:
+                record = json.load(file)
+            with open(path, "rb") as file:
+                intact = record["engine_sha256"] == digest(file.read())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warn(f"{path} is left out: no readable record ({error})")
+            continue
+        if record["weights_sha256"] != weights or not intact:
+            warn(f"{path} is left out: it wasn't made of these weights")
+        elif record["tensorrt"] != "tensorrt":
+            warn(f"{path} is left out: Triton doesn't load engines of {record['tensorrt']}")
+        else:
+            yield path, record
+
+
+def takes_bytes(graph):
+    """An ONNX file like `onnx_bytes` gives, with `image` as uint8 (batch, 28, 28)."""
+    import onnx
+    model = onnx.load_model_from_string(graph)
+    for node in model.graph.node:
+        node.input[:] = ["grey" if name == "image" else name for name in node.input]
+    old = model.graph.input[0]
+    batch = old.type.tensor_type.shape.dim[0].dim_param
+    old.CopyFrom(onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8,
+                                                    [batch, 28, 28]))
+    axis = onnx.numpy_helper.from_array(np.array([1], np.int64), "channel_axis")
+    model.graph.initializer.append(axis)
+    for node in (onnx.helper.make_node("Unsqueeze", ["numbers", "channel_axis"], ["grey"]),
+                 onnx.helper.make_node("Cast", ["image"], ["numbers"], to=onnx.TensorProto.FLOAT)):
+        model.graph.node.insert(0, node)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def write_config(folder, model, backend, max_batch, datatype, dims, answers="10"):
+    """Write a model's config.pbtxt and its labels."""
+    write(folder, f"{model}/labels.txt", "".join(f"{digit}\n" for digit in range(10)))
+    write(folder, f"{model}/config.pbtxt", CONFIG.format(
+        name=model, backend=backend, max_batch=max_batch, datatype=datatype, dims=dims,
+        answers=answers, batching=BATCHING if max_batch else "",
+        batch="batch_size: 1 " if max_batch else ""))
+
+
+def write(folder, path, content):
+    """Write text or bytes to a path in the folder that is being made."""
+    path = os.path.join(folder, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,575 @@
+"""ServeMNIST.py as its users meet it: paths, statuses, limits, strangers, a clean end."""
+
+import asyncio
+import concurrent.futures
+import gzip
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+from scripts import ROOT, run
+from serving import (
+    HEADER,
+    binary_request,
+    http_bytes,
+    json_request,
+    receive_all,
+    serving,
+)
+
+from MNISTdsource import normalise
+
+INFER = "/v2/models/net/infer"
+ZERO = np.zeros((1, 28, 28), np.uint8)
+pytestmark = pytest.mark.usefixtures("server")
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Function: the shipped network's log-probabilities of digits, by torch, nothing folded."""
+    import torch
+
+    from MNISTweights import load_network
+    net = load_network(network="net").net
+
+    def answers(digits):
+        with torch.no_grad():
+            return net(torch.from_numpy(normalise(digits))).numpy()
+    return answers
+
+
+# The protocol over HTTP
+
+
+def test_health_and_metadata(server):
+    assert server.get("/v2/health/live") == {"live": True}
+    assert server.get("/v2/health/ready") == {"ready": True}
+    assert server.get("/v2") == server.get("/v2/")
+    assert "binary_tensor_data" in server.get("/v2")["extensions"]
+    for path in ("/v2/models/net", "/v2/models/net/versions/1"):
+        assert server.get(path + "/ready") == {"ready": True}
+        metadata = server.get(path)
+        assert metadata["inputs"] == [
+            {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}]
+        assert metadata["outputs"] == [
+            {"name": "log_probs", "datatype": "FP32", "shape": [-1, 10]}]
+        assert server.get(path + "/config")["max_batch_size"] == 64
+
+
+def test_answers_are_those_of_the_network(server, expected, digits):
+    np.testing.assert_allclose(server.infer(digits), expected(digits), atol=1e-3)
+
+
+@pytest.mark.parametrize("encode, name", [
+    (gzip.compress, "gzip"), (zlib.compress, "deflate"), (lambda body: body, "identity")])
+def test_compressed_bodies(server, expected, digits, encode, name):
+    body, headers = binary_request(digits)
+    status, headers, body = server.ask(
+        "POST", INFER, encode(body), {**headers, "Content-Encoding": name})
+    assert status == 200
+    length = int(headers[HEADER.decode()])
+    answers = np.frombuffer(body, "<f4", offset=length).reshape(-1, 10)
+    np.testing.assert_allclose(answers, expected(digits), atol=1e-3)
+
+
+def test_chunked_body(server):
+    body = json_request(ZERO).encode()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in
+                      (body[:1], body[1:700], body[700:])) + b"0\r\n\r\n"
+    answer = server.raw(http_bytes("POST", INFER, chunks, Content_Length="",
+                                   Transfer_Encoding="chunked", Connection="close"))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_expect_100_continue(server):
+    body = json_request(ZERO).encode()
+    head, _, _ = http_bytes("POST", INFER, body, Expect="100-continue").partition(b"{")
+    with server.connect() as client:
+        client.sendall(head)
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    requests = b"".join(http_bytes("POST", INFER, json_request(ZERO, id=str(i)).encode())
+                        for i in range(100)) + http_bytes("GET", "/v2", Connection="close")
+    with server.connect() as client:
+        client.sendall(requests)
+        answer = receive_all(client)
+    assert answer.count(b"HTTP/1.1 200 OK") == 101
+    places = [answer.index(b'"id":"%d"' % i) for i in range(100)]
+    assert places == sorted(places)
+
+
+def test_bytes_that_come_one_by_one(server):
+    request = http_bytes("POST", INFER, json_request(ZERO).encode(), Connection="close")
+    with server.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in request:
+            client.send(bytes([byte]))
+        assert receive_all(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_head_is_get_without_a_body(server):
+    status, headers, body = server.ask("HEAD", "/v2")
+    assert status == 200 and int(headers["Content-Length"]) > 0 and body == b""
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("method, path, status", [
+    ("GET", "/nothing", 404), ("GET", "/v2/models/nobody", 404), ("GET", INFER, 405),
+    ("POST", "/v2", 405), ("OPTIONS", INFER, 405), ("DELETE", "/", 405), ("POST", INFER, 400),
+    ("GET", "/v2/models/net/versions/2", 404), ("GET", "/../ServeMNIST.py", 404),
+    ("GET", "/%2e%2e/ServeMNIST.py", 404), ("GET", "/web/index.html", 404),
+    ("GET", "//etc/passwd", 404), ("GET", "/page/test?index=x", 400),
+    ("GET", "/page/test?index=99999999", 400), ("POST", "/page/prepare?width=3&height=3", 400),
+    ("POST", "/page/models/net/layer", 400), ("GET", "/page/models/net/mistake?after=-1", 400),
+])
+def test_status(server, method, path, status):
+    got, headers, body = server.ask(method, path)
+    assert got == status
+    assert json.loads(body)["error"] and headers["Content-Type"] == "application/json"
+    assert (status == 405) == ("Allow" in headers)
+
+
+def test_errors_say_what_there_is(server):
+    assert b"there are: net" in server.ask("GET", "/v2/models/nobody")[2]
+    assert b"there is: 1" in server.ask("GET", "/v2/models/net/versions/2")[2]
+
+
+@pytest.mark.parametrize("request_bytes, status", [
+    (b"nonsense\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 400), (b"\x16\x03\x01\x02\x00", 400),
+    (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
+    (http_bytes("GET", "/", X="x" * 20000), 431), (http_bytes("GET", "/" + "x" * 20000), 431),
+    (http_bytes("GET", "/", Transfer_Encoding="chunked"), 400),  # and Content-Length
+    (http_bytes("POST", INFER, Content_Length="99999999999"), 413),
+    (http_bytes("POST", INFER, Content_Length="-1"), 400),
+    (http_bytes("POST", INFER, b"x", Content_Encoding="br"), 415),
+    (http_bytes("POST", INFER, b"not gzip", Content_Encoding="gzip"), 400),
+    (http_bytes("POST", INFER, gzip.compress(b"x" * 99)[:-3], Content_Encoding="gzip"), 400),
+    (http_bytes("POST", INFER, gzip.compress(bytes(1 << 26)), Content_Encoding="gzip"), 413),
+    (http_bytes("POST", INFER, b"x", Inference_Header_Content_Length="many"), 400),
+    (http_bytes("GET", "/", Connection="Upgrade", Upgrade="websocket"), 400),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+], ids=lambda value: value if isinstance(value, int) else value[:30].decode("latin-1"))
+def test_what_isnt_a_good_request(server, request_bytes, status):
+    answer = server.raw(request_bytes.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_endless_headers(server):
+    with server.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+        end = time.monotonic() + 10
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < end:
+                client.sendall(b"x" * 10000)
+
+
+def test_refused_body_is_answered_before_it_was_sent(server):
+    body = bytes(20 << 20)
+    with server.connect() as client:
+        client.sendall(http_bytes("POST", INFER, Content_Length=str(len(body))))
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+# Pages of other sites
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"Host": "evil.example"}, 403), ({"Host": "evil.example:80"}, 403), ({"Host": ""}, 403),
+    ({"Host": "127.0.0.1.evil.example"}, 403), ({"Host": "localhost:1"}, 200),
+    ({"Host": "192.168.1.7:8000"}, 200), ({"Host": "[::1]:8000"}, 200), ({"Host": "["}, 403),
+    ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+    ({"Host": "localhost", "Origin": "http://localhost"}, 200),
+    ({"Host": "localhost", "Origin": "https://localhost"}, 200),
+    ({"Host": "localhost:8000", "Origin": "http://localhost:8001"}, 403),
+], ids=str)
+def test_host_and_origin(server, headers, status):
+    got, answer, _ = server.ask("GET", "/v2", headers=headers)
+    assert got == status
+    assert not [name for name in answer if name.lower().startswith("access-control")]
+
+
+def test_the_page_may_use_only_itself(server):
+    status, headers, body = server.ask("GET", "/")
+    assert status == 200 and headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+    assert policy.count("'sha256-") == 2 and "unsafe" not in policy
+    text = body.decode().replace("http://www.w3.org/2000/svg", "")  # the icon's namespace
+    assert "http:" not in text and "https:" not in text and " src=" not in text
+
+
+# The page's own paths
+
+
+def test_prepared_drawing(server):
+    from MNISTdsource import digit_from_drawing
+    drawing = np.zeros((40, 60), np.uint8)
+    drawing[5:35, 28:33] = 255
+    status, _, body = server.ask("POST", "/page/prepare?width=60&height=40", drawing.tobytes())
+    assert status == 200
+    assert body == digit_from_drawing(drawing).tobytes()
+    assert server.ask("POST", "/page/prepare?width=60&height=40", bytes(2400))[0] == 204
+
+
+def test_first_layer(server):
+    status, _, body = server.ask("POST", "/page/models/net/layer", bytes(784))
+    layer = json.loads(body)
+    assert status == 200
+    assert layer["filters"]["shape"] == [20, 5, 5] and layer["maps"]["shape"] == [20, 24, 24]
+
+
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_test_digits_and_mistakes(mnist_dir):
+    from MNISTdsource import load_split
+    images, labels = load_split("test", mnist_dir)
+    with serving("--data-dir", mnist_dir) as server:
+        assert server.get("/page/about")["digits"] == 10000
+        found = server.get("/page/test?index=7")
+        assert found["label"] == labels[7]
+        answers = server.infer(images[:1000]).argmax(1)
+        index, wrong = 9999, []
+        while True:
+            index = server.get(f"/page/models/net/mistake?after={index}")["index"]
+            if index >= 1000:
+                break
+            wrong.append(index)
+        assert wrong == np.flatnonzero(answers != labels[:1000]).tolist()
+
+
+# Many at once
+
+
+def test_no_answer_reaches_another_request(server, expected):
+    """Thousands of requests at once, of 1 to 200 digits, each of which knows its answers."""
+    rng = np.random.default_rng(3)
+    digits = rng.integers(0, 256, (500, 28, 28), np.uint8)
+    answers = expected(digits)
+
+    def client(seed):
+        rng = np.random.default_rng(seed)
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+        for _ in range(50):
+            chosen = rng.integers(0, len(digits), int(rng.choice([1] * 12 + [2, 7, 65, 150])))
+            if len(chosen) < 10 and rng.random() < 0.5:
+                connection.request("POST", INFER, json_request(digits[chosen]))
+                output, = json.loads(connection.getresponse().read())["outputs"]
+                got = np.array(output["data"])
+            else:
+                connection.request("POST", INFER, *binary_request(digits[chosen]))
+                response = connection.getresponse()
+                length = int(response.headers[HEADER.decode()])
+                got = np.frombuffer(response.read(), "<f4", offset=length)
+            np.testing.assert_allclose(got.reshape(-1, 10), answers[chosen], atol=1e-3)
+        connection.close()
+        return 50
+
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        assert sum(pool.map(client, range(40))) == 2000
+
+
+def test_clients_that_leave_harm_nobody(server, expected, digits):
+    for _ in range(50):
+        with server.connect() as client:
+            client.sendall(http_bytes("POST", INFER, json_request(digits).encode()))
+    while server.metrics()['mnist_waiting_digits{model="net"}'] > 1000:
+        pass
+    np.testing.assert_allclose(server.infer(digits), expected(digits), atol=1e-3)
+
+
+def test_metrics_add_up(server, digits):
+    while server.metrics()['mnist_waiting_digits{model="net"}']:
+        pass
+    before = server.metrics()
+    for size in (1, 5, 100):
+        server.infer(digits[:size])
+    server.ask("POST", INFER, b"{")
+    server.ask("GET", "/nothing")
+    after = server.metrics()
+
+    def gain(name):
+        return after[name] - before.get(name, 0)
+
+    model = '{model="net"}'
+    assert gain("mnist_digits_total" + model) == 106
+    assert gain("mnist_batch_digits_sum" + model) == 106
+    assert (gain("mnist_batch_digits_count" + model) == gain("mnist_engine_seconds_count" + model)
+            >= 4)
+    assert gain('mnist_requests_total{kind="infer",status="200"}') == 3
+    assert gain('mnist_requests_total{kind="infer",status="400"}') == 1
+    assert gain('mnist_requests_total{kind="other",status="404"}') == 1
+    assert gain("mnist_infer_seconds_count" + model) == gain(
+        "mnist_queue_seconds_count" + model) == 3
+    assert after["mnist_waiting_digits" + model] == 0
+    statistics, = server.get("/v2/models/net/stats")["model_stats"]
+    assert statistics["inference_count"] == after["mnist_digits_total" + model]
+    assert server.get("/v2/models/stats")["model_stats"][0]["name"] == "net"
+
+
+# Bounds
+
+
+@pytest.fixture(scope="module")
+def odd_server():
+    """A server with a short queue, open to the world, that prints each request."""
+    with serving("--max-waiting", 10, "--host", "0.0.0.0", "--access-log", "--model",
+                 "a.b-c=" + os.path.join(ROOT, "weights", "net.pth")) as running:
+        yield running
+        _, _, err = running.stop()
+        assert "no authentication" in err
+
+
+def test_full_queue_answers_503(odd_server):
+    path = "/v2/models/a.b-c/infer"
+    body, headers = binary_request(np.zeros((2000, 28, 28), np.uint8))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: odd_server.ask("POST", path, body, headers), range(8)))
+    statuses = [status for status, _, _ in answers]
+    assert 200 in statuses and 503 in statuses and set(statuses) == {200, 503}
+    _, headers, body = answers[statuses.index(503)]
+    assert headers["Retry-After"] == "1" and "waiting" in json.loads(body)["error"]
+    assert odd_server.infer(ZERO, "a.b-c").shape == (1, 10)
+
+
+def test_access_log(odd_server):
+    odd_server.get("/v2/health/live?a.b")
+    while "GET '/v2/health/live' 200" not in odd_server.process.stdout.readline():
+        pass
+
+
+@pytest.mark.slow
+def test_too_many_connections():
+    with serving() as server:
+        crowd = []
+        try:
+            while len(crowd) < 990:
+                crowd.append(server.connect())
+        except OSError:
+            pytest.skip("this system doesn't open a thousand connections")
+        try:
+            assert server.get("/v2/health/live") == {"live": True}
+            crowd += [server.connect() for _ in range(10)]
+            status, headers, _ = server.ask("GET", "/v2/health/live")
+            assert status == 503 and headers["Retry-After"] == "1"
+        finally:
+            for client in crowd:
+                client.close()
+        time.sleep(0.5)
+        assert server.get("/v2/health/live") == {"live": True}
+
+
+@pytest.mark.slow
+def test_slow_clients_are_ended(server):
+    """A byte now and then, in the headers or in the body: 408 after ten seconds."""
+    request = http_bytes("POST", INFER, json_request(ZERO).encode())
+    with server.connect() as head, server.connect() as body:
+        head.sendall(request[:30])
+        body.sendall(request[:-20])
+        start = time.monotonic()
+        for i in range(8):
+            time.sleep(1)
+            head.sendall(request[30 + i:31 + i])
+            body.sendall(request[-20 + i:-19 + i])
+        for client in (head, body):
+            assert receive_all(client).startswith(b"HTTP/1.1 408 ")
+        assert 9 < time.monotonic() - start < 15
+
+
+# The end
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [
+    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_what_is_in_flight_is_answered_at_the_end(number):
+    with serving() as server:
+        body, headers = binary_request(np.zeros((3000, 28, 28), np.uint8))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, server.connect() as idle:
+            busy = pool.submit(server.ask, "POST", INFER, body, headers)
+            while server.metrics()['mnist_digits_total{model="net"}'] == 0:
+                pass
+            server.process.send_signal(number)
+            time.sleep(0.1)
+            idle.sendall(http_bytes("GET", "/v2/health/ready"))
+            assert receive_all(idle).startswith(b"HTTP/1.1 503 ")
+            with pytest.raises(ConnectionError):
+                server.connect()
+            assert busy.result()[0] == 200
+        start = time.monotonic()
+        out, err = server.process.communicate(timeout=20)
+        assert server.process.returncode == 0 and time.monotonic() - start < 10
+        assert "stopped" in out and err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shares a port fairly")
+def test_workers():
+    with serving("--workers", 2) as server:
+        for _ in range(20):
+            server.infer(ZERO)
+        assert server.metrics()['mnist_digits_total{model="net"}'] == 20
+        assert server.get("/v2/models/net/stats")["model_stats"][0]["inference_count"] == 20
+        status, seconds, err = server.stop()
+        assert status == 0 and seconds < 10 and err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shares a port fairly")
+def test_workers_end_together():
+    with serving("--workers", 2) as server:
+        children = [int(name) for name in os.listdir("/proc") if name.isdigit()
+                    and is_child(name, server.process.pid)]
+        workers = [pid for pid in children if b"spawn_main" in command(pid)]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        _, err = server.process.communicate(timeout=20)
+        assert server.process.returncode == 1 and "a worker ended by itself" in err
+        assert not os.path.exists(f"/proc/{workers[1]}")
+
+
+def is_child(pid, parent):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1]) == parent
+    except OSError:
+        return False
+
+
+def command(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+
+
+# The command line
+
+
+@pytest.mark.parametrize("flags, words", [
+    pytest.param(["--engine", "torhc"], "did you mean torch?", marks=pytest.mark.slow),
+    pytest.param(["--precision", "fp7"], "not in fp7", marks=pytest.mark.slow),
+    (["--model", "net=nowhere.pth"], "no weights file nowhere.pth"),
+    (["--model", "a b=x.pth"], "is not NAME=WEIGHTS"), (["--port", "70000"], "is not a port"),
+    (["--max-delay", "-1"], "is not 0 to 1000"),
+    (["--host", "999.0.0.1"], "can't listen on 999.0.0.1"),
+])
+def test_what_cant_be_served(flags, words):
+    _, err = run("ServeMNIST.py", "--engine", "torch", "--device", "cpu", *flags, status=2)
+    assert words in err and "unforeseen" not in err
+
+
+def test_a_port_that_is_taken(server):
+    _, err = run("ServeMNIST.py", "--port", server.port, status=2)
+    assert f"port {server.port}" in err and "--port takes another" in err
+
+
+# Batches, without a server
+
+
+class FailingEngines:
+    """Stands for `MNISTbatching.Engines`; fails where a batch holds a digit that begins with 13."""
+
+    max_batch = 8
+
+    def __init__(self):
+        self.batches = []
+
+    def take(self, waiting):
+        return min(waiting, self.max_batch)
+
+    def __call__(self, images):
+        self.batches.append(len(images))
+        if (images[:, 0, 0] == 13).any():
+            raise RuntimeError("out of order")
+        return np.repeat(images[:, 0, :1].astype(np.float32), 10, axis=1)
+
+
+def digits_of(*values):
+    digits = np.zeros((len(values), 28, 28), np.uint8)
+    digits[:, 0, 0] = values
+    return digits
+
+
+def batch(use, **settings):
+    """Run the coroutine function `use(batcher)` on a loop; gives the engines."""
+    from MNISTbatching import Batcher, Metrics
+    engines = FailingEngines()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        batcher = Batcher("net", engines, Metrics(), settings.pop("max_waiting", 100), **settings)
+        loop.run_until_complete(use(batcher))
+        assert batcher.waiting == 0 and not batcher.jobs
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    return engines
+
+
+def test_what_waits_goes_into_one_batch_and_long_requests_behind():
+    async def use(batcher):
+        answers = await asyncio.gather(
+            batcher.read(digits_of(*range(100, 120))), batcher.read(digits_of(1)),
+            batcher.read(digits_of(2, 3)))
+        assert [list(answer[:, 0]) for answer in answers] == [
+            list(range(100, 120)), [1], [2, 3]]
+    assert batch(use).batches == [8, 8, 7]
+
+
+def test_a_failing_engine_fails_its_batch_alone():
+    async def use(batcher):
+        long, other, after = await asyncio.gather(
+            batcher.read(digits_of(*[13] * 20)), batcher.read(digits_of(5)),
+            batcher.read(digits_of(6)), return_exceptions=True)
+        assert isinstance(long, RuntimeError)
+        assert other[0, 0] == 5 and after[0, 0] == 6
+        assert batcher.healthy
+        with pytest.raises(RuntimeError):
+            await batcher.read(digits_of(13))
+        assert not batcher.healthy
+        assert (await batcher.read(digits_of(7)))[0, 0] == 7 and batcher.healthy
+    batch(use)
+
+
+def test_a_delay_waits_for_a_full_batch_and_no_longer():
+    async def use(batcher):
+        start = time.monotonic()
+        first = asyncio.ensure_future(batcher.read(digits_of(1)))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(first, batcher.read(digits_of(2)))
+        assert time.monotonic() - start > 0.2
+        await batcher.read(digits_of(*range(8)))
+    start = time.monotonic()
+    assert batch(use, max_delay=0.25).batches == [2, 8]
+    assert time.monotonic() - start < 0.45
+
+
+def test_waiting_too_long_and_leaving():
+    from MNISTbatching import Job
+    from MNISTprotocol import RequestError
+
+    async def use(batcher):
+        done = []
+        late, left, good = (Job(digits_of(value), done.append, timeout)
+                            for value, timeout in ((1, 1e-9), (2, None), (3, 60)))
+        for job in (late, left, good):
+            batcher.submit(job)
+        batcher.cancel(left)
+        with pytest.raises(RequestError, match="try again"):
+            batcher.max_waiting = 2
+            batcher.submit(Job(digits_of(4), done.append))
+        await asyncio.sleep(0.05)
+        assert done == [late, good] and late.error.status == 503 and good.answers[0, 0] == 3
+    assert batch(use).batches == [1]

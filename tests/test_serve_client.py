@@ -1,0 +1,126 @@
+"""The real client, NVIDIA's tritonclient over HTTP, sync and asyncio."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient.http", reason="tritonclient[http] isn't installed")
+
+import tritonclient.http
+import tritonclient.http.aio
+from tritonclient.utils import InferenceServerException
+
+SIZES = 1, 3, 2500
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with tritonclient.http.InferenceServerClient(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def many():
+    return np.random.default_rng(5).integers(0, 256, (max(SIZES), 28, 28), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(server, many):
+    """The answers to `many`, asked for without tritonclient."""
+    return np.concatenate([server.infer(many[i:i + 500]) for i in range(0, len(many), 500)])
+
+
+def image(digits, binary=True, datatype="UINT8"):
+    if datatype == "FP32":
+        digits = digits[:, None].astype(np.float32)
+    tensor = tritonclient.http.InferInput("image", list(digits.shape), datatype)
+    return tensor.set_data_from_numpy(digits, binary_data=binary)
+
+
+def log_probs(binary=True, **more):
+    return tritonclient.http.InferRequestedOutput("log_probs", binary_data=binary, **more)
+
+
+def test_what_the_server_says_of_itself(client):
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("net")
+    assert client.is_model_ready("net", "1") and not client.is_model_ready("nobody")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    assert client.get_model_metadata("net")["inputs"][0]["name"] == "image"
+    assert client.get_model_config("net", "1")["max_batch_size"] == 64
+    assert client.get_inference_statistics("net")["model_stats"][0]["name"] == "net"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+@pytest.mark.parametrize("into, out", [(True, True), (True, False), (False, True), (False, False)])
+def test_answers(client, many, expected, size, datatype, into, out):
+    if size > 1000 and not (into and out) and datatype == "FP32":
+        size //= 10  # numbers as JSON text take their time here, not in the server
+    result = client.infer("net", [image(many[:size], into, datatype)], outputs=[log_probs(out)],
+                          request_id="seven", model_version="1")
+    np.testing.assert_allclose(result.as_numpy("log_probs"), expected[:size], atol=1e-4)
+    assert result.get_response()["id"] == "seven"
+
+
+def test_no_outputs_asked_for(client, many, expected):
+    answers = client.infer("net", [image(many[:2])]).as_numpy("log_probs")
+    np.testing.assert_allclose(answers, expected[:2], atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["gzip", "deflate"])
+def test_compressed(client, many, expected, how):
+    result = client.infer("net", [image(many[:9])], request_compression_algorithm=how,
+                          response_compression_algorithm=how)
+    np.testing.assert_allclose(result.as_numpy("log_probs"), expected[:9], atol=1e-4)
+
+
+def test_classification(client, many, expected):
+    for binary in (True, False):
+        result = client.infer("net", [image(many[:2])],
+                              outputs=[log_probs(binary, class_count=3)]).as_numpy("log_probs")
+        best = [[int(text.split(b":" if binary else ":")[1]) for text in row] for row in result]
+        assert result.shape == (2, 3)
+        np.testing.assert_array_equal(best, np.argsort(-expected[:2], axis=1)[:, :3])
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(model_name="nobody"), "unknown model 'nobody'"),
+    (dict(model_version="2"), "unknown version '2'"),
+    (dict(outputs=[tritonclient.http.InferRequestedOutput("probs")]), "unexpected inference out"),
+    (dict(inputs=[]), "has 0"),
+])
+def test_errors(client, many, change, words):
+    call = dict(model_name="net", inputs=[image(many[:1])])
+    with pytest.raises(InferenceServerException, match=words):
+        client.infer(**{**call, **change})
+
+
+@pytest.mark.parametrize("name, digits, datatype, words", [
+    ("picture", np.zeros((1, 28, 28), np.uint8), "UINT8", "unexpected inference input"),
+    ("image", np.zeros((1, 27, 28), np.uint8), "UINT8", "has the shape"),
+    ("image", np.zeros((1, 28, 28), np.int16), "INT16", "is UINT8 or FP32, not INT16"),
+    ("image", np.full((1, 1, 28, 28), np.nan, np.float32), "FP32", "from 0 to 255"),
+])
+def test_bad_tensors(client, name, digits, datatype, words):
+    tensor = tritonclient.http.InferInput(name, list(digits.shape), datatype)
+    tensor.set_data_from_numpy(digits)
+    with pytest.raises(InferenceServerException, match=words):
+        client.infer("net", [tensor])
+
+
+def test_asyncio(server, many, expected):
+    async def ask(client, start):
+        tensor = tritonclient.http.aio.InferInput("image", [5, 28, 28], "UINT8")
+        tensor.set_data_from_numpy(many[start:start + 5])
+        result = await client.infer("net", [tensor])
+        np.testing.assert_allclose(result.as_numpy("log_probs"), expected[start:start + 5],
+                                   atol=1e-4)
+
+    async def use():
+        async with tritonclient.http.aio.InferenceServerClient(server.url) as client:
+            assert await client.is_server_ready() and await client.is_model_ready("net")
+            await asyncio.gather(*(ask(client, start) for start in range(0, 500, 5)))
+            with pytest.raises(InferenceServerException, match="unknown model"):
+                await client.get_model_metadata("nobody")
+    asyncio.run(use())

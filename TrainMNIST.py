@@ -329,6 +329,7 @@ def plot(path, record):
     """Draw a record's loss and share of misread digits by epoch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     from MNISTreport import plot_format
     digits = "held-out" if record["settings"]["validate"] else "test"
@@ -344,6 +345,9 @@ def plot(path, record):
     right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
     right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
     for axes in (left, right):
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3, which="both")
         axes.margins(x=0.03)
     figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "

@@ -4,7 +4,7 @@ examples:
   python TrainMNIST.py                                    5 epochs, about 99.4 %
   python TrainMNIST.py --epochs 60 --augment              slower, better, also for what you draw
   python TrainMNIST.py --validate --lr 0.02               try a recipe without the test digits
-  python TrainMNIST.py --network small --teacher weights/net.pth --optimizer adamw --augment
+  python TrainMNIST.py --network small --teacher weights/net.pth --augment
   python TrainMNIST.py --network mine.py:MyNet            your own network: writes MyNet.pth
   python TrainMNIST.py --epochs 60 --augment --resume     go on where that command was stopped
   torchrun --nproc_per_node 2 TrainMNIST.py               on two processes or GPUs
@@ -91,8 +91,10 @@ def parse_arguments():
     parser.add_argument("--label-smoothing", type=float, default=DEFAULTS.label_smoothing,
                         metavar="X", help="weight of the wrong answers in the loss "
                                           "(default: %(default)s)")
-    parser.add_argument("--augment", action="store_true",
-                        help="turn, stretch, slant, move, thicken and thin the digits at random")
+    parser.add_argument("--augment", type=float, nargs="?", const=1.0, default=DEFAULTS.augment,
+                        metavar="SHARE",
+                        help="turn, stretch, slant, move, thicken and thin the digits at random: "
+                             "all of them, or this share of each batch")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"),
                         default=DEFAULTS.precision,
                         help="of the training arithmetic; auto takes bf16 where the processor "
@@ -116,6 +118,8 @@ def parse_arguments():
         parser.error(f"--lr must be above 0, not {arguments.lr}")
     if not 0 <= arguments.weight_decay < math.inf:
         parser.error(f"--weight-decay must be at least 0, not {arguments.weight_decay}")
+    if not 0 <= arguments.augment <= 1:
+        parser.error(f"--augment must be from 0 to 1, not {arguments.augment}")
     if not 0 <= arguments.label_smoothing < 1:
         parser.error(f"--label-smoothing must be from 0 to 1, not {arguments.label_smoothing}")
     return arguments
@@ -350,6 +354,7 @@ def plot(path, record):
             ticks(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3, which="both")
         axes.margins(x=0.03)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
                     f"test digits after {len(history)} epochs, {record['result']['seconds']:.0f} s")
     figure.tight_layout(rect=(0, 0, 1, 0.97))

@@ -150,7 +150,7 @@ def test_graph_is_right_at_any_batch_size(trained, digits, name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ALL)
 def test_training_takes_it(digits, name, precision):
-    recipe = Recipe(epochs=2, batch_size=48, augment=True, precision=precision)
+    recipe = Recipe(epochs=2, batch_size=48, augment=0.7, precision=precision)
     images = torch.from_numpy(digits)
     labels = torch.arange(len(images)) % 10
     net = new_network(*find_network(f"{OWN}:{name}"), recipe, "cpu")

@@ -124,6 +124,7 @@ def test_record_and_plot(train, tmp_path):
     (["--output", "no/such/folder/net.pth"], "there is no folder"),
     (["--lr", "-1"], "--lr must be above 0"),
     (["--epochs", "0"], "at least 1"),
+    (["--augment", "1.5"], "--augment must be from 0 to 1"),
     (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
     (["--json", "no/such/folder/record.json"], "--json no/such/folder/record.json: there is no"),
     (["--plot", "no/such/folder/curves.png"], "--plot no/such/folder/curves.png: there is no"),
@@ -248,7 +249,7 @@ def few():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
-    recipe = MNISTtraining.Recipe(epochs=4, augment=True, optimizer=optimizer)
+    recipe = MNISTtraining.Recipe(epochs=4, augment=1.0, optimizer=optimizer)
     whole = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
     MNISTtraining.train(whole, recipe, *few)
 

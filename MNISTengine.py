@@ -29,15 +29,14 @@ import MNISTtorch
 from MNISTdsource import normalise
 from MNISTscript import UnavailableError
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
-
 EngineKind = collections.namedtuple(
     "EngineKind", "name precisions missing open keeps_files on_request")
 EngineKind.__doc__ = """One kind of engine.
 
 name        as `--engine` spells it
 precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
-missing     function of (device, precision): why it can't run so on this machine, or None
+missing     function of (device, precision) and the engine's own settings: why it can't run so on
+            this machine, or None
 open        function of (net, device, precision, batch_size): the engine
 keeps_files whether `open` also takes a `stem`: it builds something that is worth keeping
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
@@ -61,7 +60,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
                MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, False, False),
 ))
 
-def why_not(name, device="cpu", precision="fp32"):
+def why_not(name, device="cpu", precision="fp32", **settings):
     """Why this engine can't be had here, in one line with the remedy; None where it can.
 
     Raises UnavailableError for a name that no engine has.
@@ -75,7 +74,7 @@ def why_not(name, device="cpu", precision="fp32"):
         return f"{name} runs on {' and '.join(precisions)}, not on {device}"
     if precision not in precisions[device]:
         return f"{name} computes in {' and '.join(precisions[device])}, not in {precision}"
-    return ENGINES[name].missing(device, precision)
+    return ENGINES[name].missing(device, precision, **settings)
 
 
 def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None, **settings):

@@ -13,14 +13,10 @@ from torch import nn
 
 from MNISTdsource import normalise
 from MNISTfold import fold
+from MNISTprecision import TOLERANCE
 from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
 
 OPSET = 13  # the newest that TensorRT 8.0 reads
-
-# How far an exported network's log-probabilities may lie from torch's in float32. Measured with
-# the shipped weights on 10,000 training digits: fp32 1.5e-5, fp16 0.055. Folding the normalisation
-# in makes float16 no worse: whole grey levels are exact in it.
-ONNX_TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
 
 
 def export_onnx(net, path, precision="fp32", digits=None):
@@ -92,9 +88,9 @@ def check_onnx(graph, net, precision, digits=None):
 
     It was made from the other arguments. `digits`: uint8 (N, 28, 28) to compare it with torch on,
     in batches of 1, 64 and 16; None: random grey levels. Raises MNISTError where the ONNX checker
-    refuses the graph, or ONNX Runtime's answers lie further than ONNX_TOLERANCE from torch's.
+    refuses the graph, or ONNX Runtime's answers lie further than TOLERANCE from torch's.
     """
-    tolerance = ONNX_TOLERANCE[precision]
+    tolerance = TOLERANCE[precision]
     checks = []
     try:
         import onnx

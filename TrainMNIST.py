@@ -32,7 +32,6 @@ from MNISTscript import (
     run_program,
     save_json,
     warn,
-    write_atomically,
 )
 from MNISTtraining import (
     HELD_OUT,
@@ -330,16 +329,13 @@ def file_digest(path):
 
 def plot(path, record):
     """Draw a record's loss and share of misread digits by epoch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    from MNISTreport import plot_format
+    from MNISTplot import new_figure, save_figure
     digits = "held-out" if record["settings"]["validate"] else "test"
     history = record["epochs"]
     epochs = [line["epoch"] for line in history]
-    figure = Figure(figsize=(9, 3.5), dpi=120)
-    FigureCanvasAgg(figure)  # needs no display
+    figure = new_figure(9, 3.5, dpi=120)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
     left.plot(epochs, [line["loss"] for line in history], "s--", label=digits)
@@ -357,8 +353,7 @@ def plot(path, record):
     figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
                     f"test digits after {len(history)} epochs, {record['result']['seconds']:.0f} s")
     figure.tight_layout(rect=(0, 0, 1, 0.97))
-    with write_atomically(path) as file:
-        figure.savefig(file, format=plot_format(path))
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def watch(net, x):
 
     hooked = nn.Module()
     hooked.net, hooked.forward = net, compute
-    return calls(hooked, x), answers[0]
+    return calls(hooked, x, copied=True), answers[0]
 
 
 def convolutions(net):

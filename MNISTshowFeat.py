@@ -323,7 +323,7 @@ def tile(maps, columns):
     """float (N, H, W) → 2-D array with the maps, enlarged, in rows of `columns`; NaN between."""
     import numpy as np
 
-    zoom, gap = 96 // maps.shape[1], 9
+    zoom, gap = max(1, 96 // max(maps.shape[1:])), 9
     maps = maps.repeat(zoom, 1).repeat(zoom, 2)
     count, height, width = maps.shape
     rows = -(-count // columns)

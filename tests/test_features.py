@@ -136,6 +136,16 @@ def test_pooled_maps_come_from_modules_too():
         (6, 24, 24, 12, 12), (8, 10, 10, 5, 5)]
 
 
+def test_maps_are_those_before_an_activation_in_place():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5), torch.nn.ReLU(inplace=True),
+                              torch.nn.Flatten(), torch.nn.Linear(2304, 10), torch.nn.LogSoftmax(1))
+    digit = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    (seen,), _ = reader_of(net).look(digit)
+    with torch.no_grad():
+        expected = net[0](torch.from_numpy(normalise(digit[None])))[0].numpy()
+    assert expected.min() < 0 and np.allclose(seen.maps, expected, atol=1e-5)
+
+
 def test_a_network_without_convolutions_says_so(tmp_path):
     save_weights(own_networks.Dense(), tmp_path / "mine.pth")
     _, err = run("MNISTshowFeat.py", "--network", f"{own_networks.__file__}:Dense", "--weights",

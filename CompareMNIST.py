@@ -19,6 +19,7 @@ import time
 import MNISTreport
 import MNISTtiming
 from MNISTscript import (
+    PRECISIONS,
     UnavailableError,
     add_flags,
     describe_error,
@@ -46,9 +47,9 @@ def parse_arguments():
                              "to prepare)")
     parser.add_argument("--device", nargs="+", choices=("cpu", "cuda"),
                         help="where to run (default: cpu cuda)")
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "fp16"),
-                        help="what to compute in (default: fp32 fp16)")
-    add_flags(parser, "batch-size", "threads", "limit", "repeat", "json", "plot")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS,
+                        help="what to compute in (default: all that each engine has)")
+    add_flags(parser, "batch-size", "threads", "no-tuning", "limit", "repeat", "json", "plot")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--compare", nargs="+", metavar="FILE",
                         help="measure nothing; show these records (from --json) beside each other")
@@ -76,7 +77,9 @@ def compare_engines(arguments):
                                          arguments.limit)
     reference = reference_answers(net, images)
 
-    entries = [start(network, images, combination, batch_size)
+    settings = {"threads": arguments.threads, "tuning": not arguments.no_tuning,
+                "data_dir": arguments.data_dir}
+    entries = [start(network, images, combination, batch_size, settings)
                for combination in wanted for batch_size in arguments.batch_size]
     others = MNISTtiming.OtherPrograms()
     MNISTtiming.take_turns([stopwatch for stopwatch, _ in entries if stopwatch], arguments.repeat)
@@ -108,8 +111,8 @@ def wanted_engines(arguments):
               for kind in ENGINES.values()
               if (kind.name in arguments.engine if arguments.engine else not kind.on_request)
               for device in arguments.device or ("cpu", "cuda") if device in kind.precisions
-              for precision in arguments.precision or ("fp32", "fp16")
-              if precision in kind.precisions[device]]
+              for precision in kind.precisions[device]
+              if precision in (arguments.precision or PRECISIONS)]
     for named in (arguments.engine, arguments.device, arguments.precision):
         for name in named or []:
             reasons = [why_not(*combination) for combination in wanted if name in combination]
@@ -119,21 +122,23 @@ def wanted_engines(arguments):
     return wanted
 
 
-def start(network, images, combination, batch_size):
+def start(network, images, combination, batch_size, settings):
     """Open and warm up an engine, saying so: (its stopwatch, what its row says beside the times);
-    (None, its whole row) where it can't be had."""
+    (None, its whole row) where it can't be had. `settings`: see `MNISTengine.open_engine`."""
     from MNISTengine import open_engine, why_not
     status, reason = "skipped", why_not(*combination)
     if not reason:
         name, device, precision = combination
         started = time.perf_counter()
         try:
-            engine = open_engine(name, network.net, device, precision, batch_size, network.stem)
+            engine = open_engine(name, network.net, device, precision, batch_size,
+                                 stem=network.stem, **settings)
             seconds = time.perf_counter() - started
             print(f"{name} {device} {precision} batch {batch_size}: ready after {seconds:.1f} s "
                   f"({engine.detail})", file=sys.stderr, flush=True)
             stopwatch = MNISTtiming.Stopwatch(engine, images)
-            return stopwatch, {"detail": engine.detail, "prepare_s": seconds}
+            return stopwatch, {"detail": engine.detail, "prepare_s": seconds,
+                               "tuning": getattr(engine, "tuning", None)}
         except UnavailableError as error:
             reason = str(error)
         except Exception as error:  # whatever breaks one engine, the others still run

@@ -29,37 +29,40 @@ import MNISTtorch
 from MNISTdsource import normalise
 from MNISTscript import UnavailableError
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
-
 EngineKind = collections.namedtuple(
-    "EngineKind", "name precisions missing open keeps_files on_request")
+    "EngineKind", "name precisions missing open settings on_request")
 EngineKind.__doc__ = """One kind of engine.
 
 name        as `--engine` spells it
 precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
 missing     function of (device, precision): why it can't run so on this machine, or None
 open        function of (net, device, precision, batch_size): the engine
-keeps_files whether `open` also takes a `stem`: it builds something that is worth keeping
+settings    which of `open_engine`'s further arguments `open` takes as well, by name
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
 """
 
+TUNED = ("threads", "tuning")
+FILES = ("stem", "data_dir")
+
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
-    EngineKind("torch", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.torch_missing, MNISTtorch.TorchEngine, False, False),
+    EngineKind("torch", {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
+               MNISTtorch.torch_missing, MNISTtorch.open_torch, TUNED, False),
     EngineKind("torch-compile", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, False, True),
-    EngineKind("torch-graph", {"cuda": ("fp32",)},
-               MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, False, False),
-    EngineKind("onnxruntime", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTruntimes.onnxruntime_missing, MNISTruntimes.OnnxRuntimeEngine, False, False),
-    EngineKind("openvino", {"cpu": ("fp32",)},
-               MNISTruntimes.openvino_missing, MNISTruntimes.OpenVinoEngine, False, False),
-    EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "fp16")},
-               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, True, False),
+               MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, (), True),
+    EngineKind("torch-graph", {"cuda": ("fp32", "tf32", "bf16", "fp16")},
+               MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, (), False),
+    EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
+               MNISTruntimes.onnxruntime_missing, MNISTruntimes.open_onnxruntime,
+               TUNED + FILES, False),
+    EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
+               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, TUNED + FILES, False),
+    EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
+               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, False, False),
+               MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, (), False),
 ))
+
 
 def why_not(name, device="cpu", precision="fp32"):
     """Why this engine can't be had here, in one line with the remedy; None where it can.
@@ -78,11 +81,16 @@ def why_not(name, device="cpu", precision="fp32"):
     return ENGINES[name].missing(device, precision)
 
 
-def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None, **settings):
+def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, threads=None,
+                tuning=True, stem=None, data_dir=None):
     """Open an engine for `net` (any network, left as it is) that takes up to `batch_size` digits.
 
-    `stem`: path, without extension, of the files that some engines keep, named after the weights
-    (see `MNISTweights.Network`); None: nothing is kept. `settings`: what this engine alone knows.
+    threads, tuning: of the CPU: some settings are tried for a moment each and the quickest is
+        taken (see `MNISTtuning`); `threads` fixes their number, `tuning=False` takes the library's
+        defaults.
+    stem: path, without extension, of the files that some engines keep, named after the weights
+        (see `MNISTweights.Network`); None: nothing is kept.
+    data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
 
     Raises UnavailableError with the reason of `why_not` where this machine can't.
     """
@@ -90,9 +98,9 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
     if reason:
         raise UnavailableError(f"{name} on {device}: {reason}")
     kind = ENGINES[name]
-    if kind.keeps_files:
-        settings["stem"] = stem
-    return kind.open(net, device, precision, batch_size, **settings)
+    given = {"threads": threads, "tuning": tuning, "stem": stem, "data_dir": data_dir}
+    return kind.open(net, device, precision, batch_size,
+                     **{setting: given[setting] for setting in kind.settings})
 
 
 def choose_device(device):
@@ -114,7 +122,8 @@ def set_threads(threads):
     import torch
     if threads:
         torch.set_num_threads(threads)
-    return torch.get_num_threads()
+        MNISTtorch.default_threads.cache_clear()
+    return MNISTtorch.default_threads()
 
 
 def reference_answers(net, images):

@@ -217,6 +217,8 @@ def positive_int(text):
 positive_int.__name__ = "whole number"  # argparse names the type in its error
 
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
+
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
     "data": {"choices": ("auto", "mnist", "generated"), "default": "auto",
@@ -234,7 +236,10 @@ FLAGS = {
     "batch-size": dict(type=positive_int, nargs="+", default=[1, 64], metavar="N",
                        help="batch sizes to time (default: 1 64)"),
     "threads": dict(type=positive_int, metavar="N",
-                    help="CPU threads (default: what torch chooses, one per core)"),
+                    help="CPU threads (default: one per core, or what an engine is quickest "
+                         "with)"),
+    "no-tuning": dict(action="store_true", help="take each library's default settings instead of "
+                                                "trying which are quickest here"),
     "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
     "repeat": dict(type=positive_int, default=1, metavar="N",
                    help="passes over the images (default: %(default)s)"),

@@ -2,26 +2,26 @@
 
 examples:
   python CompareMNIST.py                                  everything usable here, about a minute
+  python CompareMNIST.py --network net small lenet5       what a smaller network buys
+  python CompareMNIST.py --network mine.py:MyNet --weights MyNet.pth
   python CompareMNIST.py --plot compare.png --json compare.json
   python CompareMNIST.py --engine torch torch-compile onnxruntime --device cpu --threads 1
   python CompareMNIST.py --markdown                       a table to paste into a page
   python CompareMNIST.py --compare a.json b.json --plot both.png      two machines, versions, days
 
-The engines take turns, so that what disturbs this machine for a while disturbs all of them alike.
-An engine that can't run keeps its row and says why. One whose answers are wrong is marked, and the
-exit status is 1.
+The engines take turns, so that what disturbs this machine for a while disturbs all of them alike,
+and go on until their times are steady or --seconds are up. An engine that can't run keeps its row
+and says why. One whose answers are wrong is marked, and the exit status is 1.
 """
 
 import os
 import sys
 import time
 
-import MNISTreport
-import MNISTtiming
 from MNISTscript import (
-    PRECISIONS,
     UnavailableError,
     add_flags,
+    check_writable,
     describe_error,
     keep_stdout_for_json,
     make_parser,
@@ -32,8 +32,10 @@ from MNISTscript import (
 def main():
     arguments = parse_arguments()
     keep_stdout_for_json(arguments.json)
+    check_writable("--json", arguments.json)
     if arguments.plot:
-        MNISTreport.check_plot(arguments.plot)
+        from MNISTplot import check_plot
+        check_plot("--plot", arguments.plot)
     if arguments.compare:
         return compare_records(arguments)
     return compare_engines(arguments)
@@ -41,21 +43,37 @@ def main():
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle")
+    add_flags(parser, "data", "data-dir")
+    parser.add_argument("--network", nargs="+", metavar="NAME",
+                        help="built-in networks, or FILE.py:CLASS for your own (default: the ones "
+                             "that --weights are of, else net)")
+    parser.add_argument("--weights", nargs="+", metavar="FILE",
+                        help="weights to load, one file for each network (default: what you "
+                             "trained, NetMNIST.pth beside the scripts, else what is shipped)")
+    add_flags(parser, "trust-pickle")
     parser.add_argument("--engine", nargs="+", metavar="NAME",
                         help="engines to time (default: all but torch-compile, which takes minutes "
                              "to prepare)")
     parser.add_argument("--device", nargs="+", choices=("cpu", "cuda"),
                         help="where to run (default: cpu cuda)")
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS,
-                        help="what to compute in (default: all that each engine has)")
-    add_flags(parser, "batch-size", "threads", "no-tuning", "limit", "repeat", "json", "plot")
+    parser.add_argument("--precision", nargs="+", metavar="NAME",
+                        choices=("fp32", "tf32", "bf16", "fp16", "int8"),
+                        help="what to compute in: fp32 tf32 bf16 fp16 int8 (default: all)")
+    add_flags(parser, "memory", "batch-size", "threads", "no-tuning", "limit", "repeat",
+              "seconds", "json", "plot", seconds=60)
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--compare", nargs="+", metavar="FILE",
                         help="measure nothing; show these records (from --json) beside each other")
     arguments = parser.parse_args()
-    if arguments.compare and arguments.json:
-        parser.error("--compare measures nothing that --json could write")
+    if arguments.compare:
+        for name, value in vars(arguments).items():
+            if value != parser.get_default(name) and name not in (
+                    "compare", "plot", "markdown", "debug"):
+                parser.error(f"--compare measures nothing: --{name.replace('_', '-')} has no "
+                             "effect beside it")
+    if arguments.network and arguments.weights and \
+            len(arguments.network) != len(arguments.weights):
+        parser.error("--weights takes one file for each --network")
     return arguments
 
 
@@ -66,37 +84,54 @@ def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
     from MNISTdsource import load_digits
     from MNISTengine import reference_answers, set_threads
-    from MNISTweights import load_network
+    from MNISTreport import add_speed_ups, format_comparison, publish
+    from MNISTtiming import OtherPrograms, make_record, take_turns
 
+    deadline = time.perf_counter() + arguments.seconds
     wanted = wanted_engines(arguments)
+    networks = load_networks(arguments)
     threads = set_threads(arguments.threads)
-    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
-    print(f"weights: {network.origin}", file=sys.stderr, flush=True)
-    net = network.net
     images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
-    reference = reference_answers(net, images)
+    references = {network: reference_answers(network.net, images) for network in networks}
 
-    settings = {"threads": arguments.threads, "tuning": not arguments.no_tuning,
-                "data_dir": arguments.data_dir}
-    entries = [start(network, images, combination, batch_size, settings)
-               for combination in wanted for batch_size in arguments.batch_size]
-    others = MNISTtiming.OtherPrograms()
-    MNISTtiming.take_turns([stopwatch for stopwatch, _ in entries if stopwatch], arguments.repeat)
+    others = OtherPrograms()
+    options = {"tuning": not arguments.no_tuning, "data_dir": arguments.data_dir}
+    entries = [(start(network, images, combination, batch_size, arguments.memory, options), network)
+               for combination in wanted for network in networks
+               for batch_size in arguments.batch_size]
+    stopwatches = [entry for entry, _ in entries if not isinstance(entry, dict)]
+    interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     used_by_others = others.share()
-    rows = [dict(stopwatch.row(labels, reference), **notes) if stopwatch else notes
-            for stopwatch, notes in entries]
-    for stopwatch, _ in entries:
-        if stopwatch:
-            stopwatch.engine.close()
+    rows = [entry if isinstance(entry, dict)
+            else entry.row(labels, references[network], arguments.repeat)
+            for entry, network in entries]
+    close_all(stopwatches)
     add_speed_ups(rows)
-    settings = {"weights": network.origin, "data": source,
-                "threads": threads, "repeat": arguments.repeat}
-    record = MNISTtiming.make_record(settings, rows, used_by_others)
-    if arguments.plot:
-        MNISTreport.save_plot(arguments.plot, [record])
-    return MNISTreport.publish(record, arguments.json,
-                               MNISTreport.format_comparison(record, arguments.markdown))
+    settings = {"data": source, "threads": threads, "repeat": arguments.repeat,
+                "seconds": arguments.seconds}
+    record = make_record(settings, rows, used_by_others)
+    try:
+        return publish(record, arguments.json, format_comparison(record, arguments.markdown),
+                       interrupted)
+    finally:
+        if arguments.plot:
+            from MNISTplot import save_plot
+            save_plot(arguments.plot, [record])
+
+
+def load_networks(arguments):
+    """The networks asked for, each with its weights; what they are is said."""
+    from MNISTweights import load_network
+    names = arguments.network or [None] * len(arguments.weights or [None])
+    paths = arguments.weights or [None] * len(names)
+    networks = [load_network(path, name, arguments.trust_pickle)
+                for name, path in zip(names, paths)]
+    if len({network.name for network in networks}) < len(networks):  # tell them apart in the table
+        networks = [network._replace(name=os.path.basename(network.stem)) for network in networks]
+    for network in networks:
+        print(f"weights: {network.origin}", file=sys.stderr, flush=True)
+    return networks
 
 
 def wanted_engines(arguments):
@@ -112,7 +147,7 @@ def wanted_engines(arguments):
               if (kind.name in arguments.engine if arguments.engine else not kind.on_request)
               for device in arguments.device or ("cpu", "cuda") if device in kind.precisions
               for precision in kind.precisions[device]
-              if precision in (arguments.precision or PRECISIONS)]
+              if not arguments.precision or precision in arguments.precision]
     for named in (arguments.engine, arguments.device, arguments.precision):
         for name in named or []:
             reasons = [why_not(*combination) for combination in wanted if name in combination]
@@ -122,38 +157,43 @@ def wanted_engines(arguments):
     return wanted
 
 
-def start(network, images, combination, batch_size, settings):
-    """Open and warm up an engine, saying so: (its stopwatch, what its row says beside the times);
-    (None, its whole row) where it can't be had. `settings`: see `MNISTengine.open_engine`."""
+def start(network, images, combination, batch_size, memory, options):
+    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had.
+
+    `options`: see `MNISTengine.open_engine`.
+    """
     from MNISTengine import open_engine, why_not
-    status, reason = "skipped", why_not(*combination)
+    from MNISTtiming import Stopwatch, empty_row
+    name, device, precision = combination
+    facts = {"network": network.name, "weights": network.origin}
+    settings = {"memory": memory} if name == "tensorrt" else {}
+    status, reason = "skipped", why_not(name, device, precision, **settings)
     if not reason:
-        name, device, precision = combination
         started = time.perf_counter()
         try:
-            engine = open_engine(name, network.net, device, precision, batch_size,
-                                 stem=network.stem, **settings)
+            engine = open_engine(name, network.net, device, precision, batch_size, network.stem,
+                                 **settings, **options)
             seconds = time.perf_counter() - started
-            print(f"{name} {device} {precision} batch {batch_size}: ready after {seconds:.1f} s "
-                  f"({engine.detail})", file=sys.stderr, flush=True)
-            stopwatch = MNISTtiming.Stopwatch(engine, images)
-            return stopwatch, {"detail": engine.detail, "prepare_s": seconds,
-                               "tuning": getattr(engine, "tuning", None)}
+            print(f"{network.name}: {name} {device} {precision} batch {batch_size}: ready after "
+                  f"{seconds:.1f} s ({engine.detail})", file=sys.stderr, flush=True)
+            return Stopwatch(engine, images, prepare_s=seconds,
+                             tuning=getattr(engine, "tuning", None), **facts)
         except UnavailableError as error:
             reason = str(error)
         except Exception as error:  # whatever breaks one engine, the others still run
             status, reason = "failed", describe_error(error)
-    reason = " ".join(reason.split())
-    return None, MNISTtiming.empty_row(*combination, batch_size, len(images), status, reason)
+    return dict(empty_row(name, device, precision, batch_size, len(images), status,
+                          " ".join(reason.split()), **facts), passes=0)
 
 
-def add_speed_ups(rows):
-    """Give each row its speed-up over torch on the CPU at the same batch size; None without."""
-    speed = {row["batch_size"]: row["end_to_end"]["images_per_s"] for row in rows
-             if (row["engine"], row["device"]) == ("torch", "cpu") and row["end_to_end"]}
-    for row in rows:
-        base = speed.get(row["batch_size"])
-        row["speed_up"] = row["end_to_end"] and base and row["end_to_end"]["images_per_s"] / base
+def close_all(stopwatches):
+    """Give every engine's memory back; a broken one may fail in that too, which is no news."""
+    for stopwatch in stopwatches:
+        try:
+            stopwatch.engine.close()
+        except Exception:
+            if not stopwatch.failure:
+                raise
 
 
 # --- Several records ------------------------------------------------------------------------------
@@ -161,18 +201,13 @@ def add_speed_ups(rows):
 
 def compare_records(arguments):
     """Show several records beside each other."""
-    records = [MNISTreport.read_record(path) for path in arguments.compare]
-    rows = MNISTreport.merge_rows(records)
-    sources = ["\n".join([f"{letter}: {os.path.basename(path)}, {record['machine']['utc']}"]
-                         + MNISTreport.notes(record))
-               for letter, path, record in zip(MNISTreport.LETTERS, arguments.compare, records)]
-    table = MNISTreport.format_markdown if arguments.markdown else MNISTreport.format_table
-    parts = [table(rows, MNISTreport.RECORDS_COLUMNS), MNISTreport.RECORDS_LEGEND] + sources
-    if not arguments.markdown:
-        parts.append(MNISTreport.format_published())
-    print("\n\n".join(parts))
+    from MNISTreport import format_records, read_record
+    records = [read_record(path) for path in arguments.compare]
+    names = [os.path.basename(path) for path in arguments.compare]
+    print(format_records(names, records, arguments.markdown))
     if arguments.plot:
-        MNISTreport.save_plot(arguments.plot, records)
+        from MNISTplot import save_plot
+        save_plot(arguments.plot, records)
 
 
 if __name__ == "__main__":

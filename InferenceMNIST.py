@@ -4,43 +4,69 @@ examples:
   python InferenceMNIST.py                          batch 1 and 64, on CUDA where it works
   python InferenceMNIST.py --device cpu --threads 1
   python InferenceMNIST.py --batch-size 1 8 64 512 --repeat 5 --json record.json
+  python InferenceMNIST.py --mistakes mistakes.png  the confusion matrix and the misread digits
 
 Every time stands beside the accuracy of the same answers. For TensorRT see InfMNISTcudaRT.py, for
 every engine of this machine side by side CompareMNIST.py.
 """
 
-from MNISTscript import add_flags, keep_stdout_for_json, make_parser, run_program
+import time
+
+from MNISTscript import add_flags, check_writable, keep_stdout_for_json, make_parser, run_program
 
 
 def main():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
-              "batch-size", "threads", "limit", "repeat", "json")
+              "batch-size", "threads", "limit", "repeat", "seconds", "json")
+    parser.add_argument("--mistakes", metavar="FILE",
+                        help="draw the confusion matrix and the misread digits, each with its "
+                             "number, truth, answer and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
+    check_writable("--json", arguments.json)
+    if arguments.mistakes:
+        from MNISTplot import check_plot
+        check_plot("--mistakes", arguments.mistakes)
 
     from MNISTdsource import load_digits
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTreport import publish
-    from MNISTtiming import make_record, time_engine
+    from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
     from MNISTweights import load_network
 
+    deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
     print(f"weights: {network.origin}", flush=True)
-    net = network.net
     images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
-    reference = reference_answers(net, images)
-    rows = []
-    for batch_size in arguments.batch_size:
-        engine = open_engine("torch", net, device, batch_size=batch_size)
-        rows.append(time_engine(engine, images, labels, reference, arguments.repeat))
-        engine.close()
-    settings = {"weights": network.origin, "data": source,
-                "threads": threads, "repeat": arguments.repeat}
-    return publish(make_record(settings, rows), arguments.json)
+    reference = reference_answers(network.net, images)
+    others = OtherPrograms()
+    stopwatches = [Stopwatch(open_engine("torch", network.net, device, batch_size=batch_size),
+                             images, network=network.name, weights=network.origin)
+                   for batch_size in arguments.batch_size]
+    interrupted = take_turns(stopwatches, arguments.repeat, deadline)
+    rows = [stopwatch.row(labels, reference, arguments.repeat) for stopwatch in stopwatches]
+    settings = {"data": source, "threads": threads, "repeat": arguments.repeat,
+                "seconds": arguments.seconds}
+    try:
+        return publish(make_record(settings, rows, others.share()), arguments.json,
+                       interrupted=interrupted)
+    finally:
+        if arguments.mistakes:
+            save_mistakes(arguments.mistakes, stopwatches[0], images, labels, network.origin)
+
+
+def save_mistakes(path, stopwatch, images, labels, weights):
+    """Draw what one engine misread, if it got through all the images."""
+    import numpy as np
+
+    from MNISTplot import plot_mistakes
+    answers = np.concatenate(stopwatch.answers) if stopwatch.answers else []
+    if len(answers) == len(images):
+        plot_mistakes(path, images, labels, answers, weights)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import MNISTenginefile
 import MNISTruntimes
 import MNISTtensorrt
 import MNISTtorch
+import MNISTtuning
 from MNISTdsource import normalise
 from MNISTscript import UnavailableError
 
@@ -35,28 +36,28 @@ EngineKind.__doc__ = """One kind of engine.
 
 name        as `--engine` spells it
 precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
-missing     function of (device, precision): why it can't run so on this machine, or None
+missing     function of (device, precision) and the engine's own settings: why it can't run so on
+            this machine, or None
 open        function of (net, device, precision, batch_size): the engine
-settings    which of `open_engine`'s further arguments `open` takes as well, by name
+settings    which of stem, data_dir and tuning (see `open_engine`) `open` takes as well
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
 """
 
-TUNED = ("threads", "tuning")
 FILES = ("stem", "data_dir")
 
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("torch", {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
-               MNISTtorch.torch_missing, MNISTtorch.open_torch, TUNED, False),
+               MNISTtorch.torch_missing, MNISTtorch.open_torch, ("tuning",), False),
     EngineKind("torch-compile", {"cpu": ("fp32",), "cuda": ("fp32",)},
                MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, (), True),
     EngineKind("torch-graph", {"cuda": ("fp32", "tf32", "bf16", "fp16")},
                MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, (), False),
     EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
                MNISTruntimes.onnxruntime_missing, MNISTruntimes.open_onnxruntime,
-               TUNED + FILES, False),
+               ("tuning",) + FILES, False),
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
-               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, TUNED + FILES, False),
+               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, ("tuning",) + FILES, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
                MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
@@ -64,7 +65,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
 ))
 
 
-def why_not(name, device="cpu", precision="fp32"):
+def why_not(name, device="cpu", precision="fp32", **settings):
     """Why this engine can't be had here, in one line with the remedy; None where it can.
 
     Raises UnavailableError for a name that no engine has.
@@ -78,19 +79,19 @@ def why_not(name, device="cpu", precision="fp32"):
         return f"{name} runs on {' and '.join(precisions)}, not on {device}"
     if precision not in precisions[device]:
         return f"{name} computes in {' and '.join(precisions[device])}, not in {precision}"
-    return ENGINES[name].missing(device, precision)
+    return ENGINES[name].missing(device, precision, **settings)
 
 
-def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, threads=None,
-                tuning=True, stem=None, data_dir=None):
+def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None,
+                data_dir=None, tuning=True, **settings):
     """Open an engine for `net` (any network, left as it is) that takes up to `batch_size` digits.
 
-    threads, tuning: of the CPU: some settings are tried for a moment each and the quickest is
-        taken (see `MNISTtuning`); `threads` fixes their number, `tuning=False` takes the library's
-        defaults.
     stem: path, without extension, of the files that some engines keep, named after the weights
         (see `MNISTweights.Network`); None: nothing is kept.
     data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
+    tuning: try a few settings of the library for a moment each and take the quickest (see
+        `MNISTtuning`); False: take the library's defaults.
+    settings: what this engine alone knows.
 
     Raises UnavailableError with the reason of `why_not` where this machine can't.
     """
@@ -98,9 +99,9 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, thread
     if reason:
         raise UnavailableError(f"{name} on {device}: {reason}")
     kind = ENGINES[name]
-    given = {"threads": threads, "tuning": tuning, "stem": stem, "data_dir": data_dir}
-    return kind.open(net, device, precision, batch_size,
-                     **{setting: given[setting] for setting in kind.settings})
+    given = {"stem": stem, "data_dir": data_dir, "tuning": tuning}
+    settings.update({setting: given[setting] for setting in kind.settings})
+    return kind.open(net, device, precision, batch_size, **settings)
 
 
 def choose_device(device):
@@ -118,11 +119,12 @@ def choose_device(device):
 
 
 def set_threads(threads):
-    """Let torch use this many CPU threads (None: leave its choice); returns how many it uses."""
-    import torch
+    """Let every engine on the CPU that is opened from now on use this many threads; returns how
+    many torch uses. None: torch's choice, and for each engine what it is quickest with."""
     if threads:
+        import torch
         torch.set_num_threads(threads)
-        MNISTtorch.default_threads.cache_clear()
+        MNISTtuning.set_threads(threads)
     return MNISTtorch.default_threads()
 
 

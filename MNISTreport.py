@@ -6,13 +6,14 @@ A record is what `MNISTtiming.make_record` makes and `--json` writes.
 import collections
 import itertools
 import json
-import os
 import textwrap
 
 from MNISTmachine import describe_machine
-from MNISTscript import UnavailableError, save_json, write_atomically
+from MNISTscript import UnavailableError, save_json
+from MNISTtiming import SCHEMA
 
 # --- Tables ---------------------------------------------------------------------------------------
+
 
 def milliseconds(value):
     """At most six characters for a time in ms, with three or four digits that mean something."""
@@ -23,10 +24,11 @@ def milliseconds(value):
 
 TABLE_WIDTH = 100
 
-# The table's columns: two lines of header, and how a row fills them.
+# The table's columns: two lines of header, and how a row fills them. The first ones name the row.
 COLUMNS = (
     ("engine", "", lambda row: row["engine"]),
     ("on", "", lambda row: f"{row['device']} {row['precision']}"),
+    ("network", "", lambda row: row["network"]),
     ("batch", "", lambda row: str(row["batch_size"])),
     ("total", "s", lambda row: f"{row['end_to_end']['total_s']:.3f}"),
     ("images", "per s", lambda row: f"{row['end_to_end']['images_per_s']:.0f}"),
@@ -43,38 +45,63 @@ COLUMNS = (
 
 LEGEND = """\
 total, images per s, median, p90, p99, first: end-to-end, from pixels to log-probabilities in host
-memory; median, p90, p99 and first (before any warm-up) per batch. compute: the network alone,
+memory; median, p90, p99 and first (the very first call) per batch. compute: the network alone,
 median per batch. max diff: largest difference of a log-probability from torch, CPU, float32."""
 
 
-def format_table(rows, columns=COLUMNS):
+def networks_of(rows):
+    """The names of the networks in some rows, each once, in their order."""
+    return list(collections.OrderedDict.fromkeys(row["network"] for row in rows))
+
+
+def row_name(row, with_network):
+    """A row's name without its batch size: "torch cpu fp32", "torch cpu fp32 net"."""
+    name = f"{row['engine']} {row['device']} {row['precision']}"
+    return f"{name} {row['network']}" if with_network else name
+
+
+def columns_for(rows, left_out=()):
+    """The columns of a table with these rows: the network's where there are several."""
+    several = len(networks_of(rows)) > 1
+    return [column for column in COLUMNS
+            if column[0] not in left_out and (several or column[0] != "network")]
+
+
+def names_in(columns):
+    """How many of the columns name the row: those up to the batch size."""
+    return 1 + [column[0] for column in columns].index("batch")
+
+
+def format_table(rows, columns):
     """Rows of the record as lines of text, numbers right-aligned; a row that didn't run keeps
     its place and says why."""
+    names = names_in(columns)
     header = [[column[part] for column in columns] for part in (0, 1)]
     body = list(table_cells(rows, columns))
     lines = header + [cells for cells, _ in body]
     widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(columns))]
-    table = [align(line, widths) for line in header]
+    table = [align(line, widths, names) for line in header]
     table.append("-" * (sum(widths) + len(widths) - 1))
     for cells, reason in body:
-        table.append(align(cells, widths))
+        table.append(align(cells, widths, names))
         if reason:  # to the right of the row's name, below its numbers if there are any
-            indent = " " * (sum(widths[:3]) + 4)
-            lead = indent if len(cells) > 3 else table.pop().ljust(len(indent))
+            indent = " " * (sum(widths[:names]) + names + 1)
+            lead = indent if len(cells) > names else table.pop().ljust(len(indent) - 1) + " "
             table += textwrap.wrap(reason, TABLE_WIDTH, initial_indent=lead,
                                    subsequent_indent=indent)
     return "\n".join(table)
 
 
-def format_markdown(rows, columns=COLUMNS):
+def format_markdown(rows, columns):
     """The same table in Markdown."""
+    names = names_in(columns)
     header = [f"{top} {unit}".strip() for top, unit, _ in columns]
-    lines = [header, ["---" if k < 2 else "--:" for k in range(len(columns))]]
+    lines = [header, ["---" if k < names - 1 else "--:" for k in range(len(columns))]]
     for cells, reason in table_cells(rows, columns):
-        if reason and len(cells) > 3:
+        if reason and len(cells) > names:
             cells[0] += f" ({reason})"
         elif reason:
-            cells += [reason] + [""] * (len(columns) - 4)
+            cells += [reason] + [""] * (len(columns) - names - 1)
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -82,39 +109,71 @@ def format_markdown(rows, columns=COLUMNS):
 def table_cells(rows, columns):
     """Yield for each line of the table its cells, and what is wrong with it, or None.
 
-    Rows that weren't measured have the first three cells, and share a line where only their batch
-    sizes differ.
+    Rows that weren't measured have the cells of their name alone, and share a line where only
+    their networks and batch sizes differ.
     """
     def alike(row):
         return (row["end_to_end"] is None, row["engine"], row["device"], row["precision"],
                 row["reason"])
 
+    def each_once(rows, name):
+        return " ".join(collections.OrderedDict.fromkeys(str(row[name]) for row in rows))
+
+    names = names_in(columns)
     for (skipped, *_), group in itertools.groupby(rows, alike):
         group = list(group)
         if skipped:
-            group = [dict(group[0], batch_size=" ".join(str(row["batch_size"]) for row in group))]
+            group = [dict(group[0], batch_size=each_once(group, "batch_size"),
+                          network=each_once(group, "network"))]
         for row in group:
             reason = None if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
-            yield [fill(row) for _, _, fill in (columns[:3] if skipped else columns)], reason
+            yield [fill(row) for _, _, fill in (columns[:names] if skipped else columns)], reason
 
 
-def align(line, widths):
-    """One line of the table: the two columns of names to the left, the numbers to the right."""
-    return " ".join(cell.ljust(width) if k < 2 else cell.rjust(width)
+def align(line, widths, names):
+    """One line of the table: the names to the left, batch size and numbers to the right."""
+    return " ".join(cell.ljust(width) if k < names - 1 else cell.rjust(width)
                     for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
 
 
-def format_report(record, columns=COLUMNS):
-    """Table, legend, machine and warnings of a record, for the screen."""
-    return "\n\n".join([format_table(record["rows"], columns), LEGEND, "\n".join(notes(record))])
+def format_report(record, markdown=False):
+    """What it was, table, legend, machine and warnings of a record."""
+    rows = record["rows"]
+    return assemble(record, columns_for(rows, left_out=("network",)), LEGEND, markdown)
 
 
-def publish(record, json_path, report=None):
+def assemble(record, columns, legend, markdown):
+    """The parts of a report; in Markdown without the legend."""
+    if markdown:
+        return "\n\n".join([describe_settings(record),
+                            format_markdown(record["rows"], columns)] + notes(record))
+    return "\n\n".join([describe_settings(record) + "\n" + format_table(record["rows"], columns),
+                        legend, "\n".join(notes(record))])
+
+
+def describe_settings(record):
+    """What was timed: networks with their weights, the digits, how often."""
+    weights = collections.OrderedDict((row["network"], row["weights"]) for row in record["rows"])
+    networks = ", ".join(f"{name} from {origin}" for name, origin in weights.items())
+    data = {"MNIST": "test digits of MNIST"}.get(record["settings"]["data"],
+                                                 "GENERATED digits, not MNIST")
+    passes = [row["passes"] for row in record["rows"] if row["end_to_end"]]
+    made = f"; passes made: {min(passes):.3g} to {max(passes):.3g}" if passes else ""
+    return textwrap.fill(f"{networks} on {record['rows'][0]['images']:,} {data}{made}",
+                         TABLE_WIDTH)
+
+
+def publish(record, json_path, report=None, interrupted=False):
     """Print the report (text; None: `format_report`'s), write the JSON where asked for; gives the
-    exit status: 1 where a row is wrong."""
-    print(report or format_report(record))
+    exit status: 1 where a row failed.
+
+    Raises KeyboardInterrupt, once all that is done, where the run was `interrupted`.
+    """
+    print(report or format_report(record), flush=True)
     if json_path:
         save_json(json_path, record)
+    if interrupted:
+        raise KeyboardInterrupt
     return int(any(row["status"] == "failed" for row in record["rows"]))
 
 
@@ -125,11 +184,10 @@ def notes(record):
     return [textwrap.fill(text, TABLE_WIDTH) for text in texts]
 
 
+# --- Comparisons ----------------------------------------------------------------------------------
 
-
-# --- Comparisons ---------------------------------------------------------------------------------
-
-# What was published for this network: who, and seconds for 10,000 digits by batch size.
+# What was published by the scripts this collection follows, a public GitHub collection of MNIST
+# scripts for the Jetson Nano: where, and seconds for 10,000 digits by batch size.
 PUBLISHED = (
     ("Intel i7, Windows: CPU", {1: 13.5, 64: 4.9}),
     ("Jetson Nano: CPU", {1: 104.0, 64: 34.0}),
@@ -144,41 +202,64 @@ def ratio(value):
     return "-" if value is None else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}x"
 
 
-COMPARE_COLUMNS = [column for column in COLUMNS if column[0] != "loss"]
-COMPARE_COLUMNS.append(("speed", "-up", lambda row: ratio(row.get("speed_up"))))
-
-COMPARE_LEGEND = LEGEND + """
-speed-up: of end-to-end, over torch on the CPU at the same batch size."""
+COMPARISON_LEGEND = LEGEND + """
+speed-up: of end-to-end, over torch on the CPU in float32, the first network, same batch size."""
 
 
 def format_comparison(record, markdown=False):
-    """Table, legend, published reference, machine and warnings of one record, as text."""
-    if markdown:
-        return "\n\n".join([format_markdown(record["rows"], COMPARE_COLUMNS)]
-                           + notes(record))
-    return "\n\n".join([format_table(record["rows"], COMPARE_COLUMNS), COMPARE_LEGEND,
-                        format_published(), "\n".join(notes(record))])
+    """A report with speed-ups and the published reference."""
+    columns = columns_for(record["rows"], left_out=("loss",))
+    columns.append(("speed", "-up", lambda row: ratio(row["speed_up"])))
+    legend = COMPARISON_LEGEND + "\n\n" + format_published()
+    return assemble(record, columns, legend, markdown)
+
+
+def add_speed_ups(rows):
+    """Give each row its speed-up over torch on the CPU in float32 at the same batch size, with the
+    first network; None without."""
+    base = {}
+    for row in rows:
+        if (row["engine"], row["device"], row["precision"]) == ("torch", "cpu", "fp32") \
+                and row["end_to_end"]:
+            base.setdefault(row["batch_size"], row["end_to_end"]["images_per_s"])
+    for row in rows:
+        reference = base.get(row["batch_size"])
+        row["speed_up"] = (row["end_to_end"]["images_per_s"] / reference
+                           if row["end_to_end"] and reference else None)
 
 
 def format_published():
     """The published reference, as text."""
-    lines = [f"published for this network, seconds for {PUBLISHED_IMAGES:,} digits:"]
+    lines = [f"published by the scripts this collection follows, seconds for {PUBLISHED_IMAGES:,} "
+             "digits:"]
     for who, seconds in PUBLISHED:
         lines.append(f"  {who:24}" + "".join(f"batch {batch_size}: {seconds[batch_size]:5.1f}   "
                                              for batch_size in sorted(seconds)))
     return "\n".join(line.rstrip() for line in lines)
 
 
-RECORDS_COLUMNS = [column for column in COMPARE_COLUMNS
-                   if column[0] not in ("p99", "first", "speed")]
-RECORDS_COLUMNS.insert(3, ("", "", lambda row: row["letter"]))
-RECORDS_COLUMNS.append(("ratio", "", lambda row: ratio(row["ratio"])))
+# --- Several records ------------------------------------------------------------------------------
+
+LETTERS = [chr(ord("A") + k) for k in range(26)]
 
 RECORDS_LEGEND = """\
 total, images per s, median, p90: end-to-end, from pixels to log-probabilities in host memory;
 median and p90 per batch. compute: the network alone, median per batch. ratio: images per s,
 compared with the first record that has this row."""
-LETTERS = [chr(ord("A") + k) for k in range(26)]
+
+
+def format_records(names, records, markdown=False):
+    """Several records beside each other; `names` are those of their files."""
+    rows = merge_rows(records)
+    columns = columns_for(rows, left_out=("loss", "p99", "first"))
+    columns.insert(names_in(columns), ("", "", lambda row: row["letter"]))
+    columns.append(("ratio", "", lambda row: ratio(row["ratio"])))
+    sources = ["\n".join([f"{letter}: {name}, {record['machine']['utc']}",
+                          describe_settings(record)] + notes(record))
+               for letter, name, record in zip(LETTERS, names, records)]
+    table = format_markdown if markdown else format_table
+    parts = [table(rows, columns), RECORDS_LEGEND] + sources
+    return "\n\n".join(parts if markdown else parts + [format_published()])
 
 
 def read_record(path):
@@ -186,7 +267,7 @@ def read_record(path):
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-        if record["schema"] == 1 and record["machine"]["utc"] and record["rows"][0]["engine"]:
+        if record["schema"] == SCHEMA and record["machine"]["utc"] and record["rows"][0]["network"]:
             return record
     except OSError as error:
         raise UnavailableError(f"can't read {path}: {error.strerror}") from error
@@ -196,7 +277,7 @@ def read_record(path):
 
 
 def row_key(row):
-    return row["engine"], row["device"], row["precision"], row["batch_size"]
+    return row["engine"], row["device"], row["precision"], row["network"], row["batch_size"]
 
 
 def merge_rows(records):
@@ -212,106 +293,3 @@ def merge_rows(records):
             row["ratio"] = (row["end_to_end"]["images_per_s"]
                             / rows[0]["end_to_end"]["images_per_s"])
     return [row for rows in groups.values() for row in rows]
-
-
-def check_plot(path):
-    """Raise UnavailableError where no plot could be saved there, before any time is spent."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise UnavailableError("--plot needs matplotlib: pip install matplotlib") from error
-    if plot_format(path) not in FigureCanvasBase.get_supported_filetypes():
-        raise UnavailableError(f"--plot {path}: end it in .png, .svg or .pdf")
-
-
-def plot_format(path):
-    return os.path.splitext(path)[1][1:].lower()
-
-
-# A marker and its place on the line for each batch size, told apart without colours.
-MARKERS = (("o", "white", -0.15), ("s", "black", 0.15), ("^", "0.6", 0), ("D", "white", 0.3),
-           ("v", "black", -0.3))
-
-
-def save_plot(path, records):
-    """Draw latency and throughput of every engine, from top to bottom as in the table."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-    measured, published = plot_lines(records)
-    lines = measured + published
-    machines = [record["machine"]["utc"][:10] + ", "
-                + describe_machine(record["machine"]).split("\n")[0] for record in records]
-    if len(records) > 1:
-        machines = [f"{letter}: {machine}" for letter, machine in zip(LETTERS, machines)]
-    margin = 1.1 + 0.17 * len(machines)  # inches: title and legend above, machines below
-    height = margin + 0.36 * len(lines)
-    figure = Figure(figsize=(10, height), dpi=150)
-    FigureCanvasAgg(figure)  # needs no display
-    figure.text(0.012, 1 - 0.1 / height, "Reading MNIST digits, end-to-end: from pixels to answers",
-                fontsize=12, va="top")
-    figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
-
-    latency, throughput = figure.subplots(1, 2, sharey=True)
-    batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
-    for batch_size, (marker, face, offset) in zip(batch_sizes, itertools.cycle(MARKERS)):
-        style = dict(marker=marker, color="black", markerfacecolor=face, markersize=6,
-                     linestyle="none", label=f"batch {batch_size}")
-        for place, (_, points) in enumerate(lines):
-            if batch_size not in points:
-                continue
-            y = place + offset
-            median, p90, speed, note = points[batch_size]
-            latency.plot([median, p90], [y, y], color="black", linewidth=1)
-            latency.plot(median, y, **style)
-            throughput.plot(speed, y, **style)
-            add_text(latency, p90, y, milliseconds(median))
-            add_text(throughput, speed, y, f"{speed:,.0f}{note}")
-            style["label"] = None
-    for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
-                         (throughput, "throughput, digits per second")):
-        panel.set_title(title, fontsize=10)
-        panel.set_xscale("log")
-        low, high = panel.get_xlim()  # with room for the numbers
-        panel.set_xlim(low, high * (high / low) ** (0.12 if len(records) == 1 else 0.25))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        panel.grid(axis="x", color="0.85", linewidth=0.6)
-        panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)
-        panel.tick_params(labelsize=9, length=2)
-        panel.set_axisbelow(True)
-    latency.set_yticks(range(len(lines)))
-    latency.set_yticklabels([name for name, _ in lines])
-    latency.set_ylim(len(lines) - 0.5, -0.5)
-    figure.legend(*latency.get_legend_handles_labels(), loc="upper right", ncol=len(batch_sizes),
-                  frameon=False, fontsize=10)
-    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - 0.35 / height))
-    with write_atomically(path) as file:
-        figure.savefig(file, format=plot_format(path))
-
-
-def add_text(panel, x, y, text):
-    """A small number to the right of a marker."""
-    panel.annotate(text, (x, y), (5, 0), textcoords="offset points", fontsize=7, va="center")
-
-
-def plot_lines(records):
-    """The plot's lines, measured and published: (name, {batch size: (median in ms, p90 in ms or
-    the median where there is none, images per s, text to add)})."""
-    measured = collections.OrderedDict()
-    for row in merge_rows(records):
-        times = row["end_to_end"]
-        name = f"{row['engine']} {row['device']} {row['precision']}"
-        note = " WRONG" if row["status"] == "failed" else ""
-        if len(records) > 1:
-            name += "  " + row["letter"]
-            note += f"  {ratio(row['ratio'])}" if row["ratio"] != 1 else ""
-        measured.setdefault(name, {})[row["batch_size"]] = (
-            times["median_ms"], times["p90_ms"] or times["median_ms"], times["images_per_s"], note)
-    published = []
-    for who, seconds in PUBLISHED:
-        points = {}
-        for batch_size, total in seconds.items():
-            mean = total * 1e3 / -(-PUBLISHED_IMAGES // batch_size)
-            points[batch_size] = (mean, mean, PUBLISHED_IMAGES / total, "")
-        published.append(("published, " + who, points))
-    return list(measured.items()), published

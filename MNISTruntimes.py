@@ -15,8 +15,7 @@ from MNISTtorch import default_threads, torch_missing
 from MNISTtuning import describe_threads, quickest, settings_to_try
 
 
-def open_onnxruntime(net, device, precision, batch_size, threads=None, tuning=True, stem=None,
-                     data_dir=None):
+def open_onnxruntime(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
     """An `OnnxRuntimeEngine` for `net`, on the CPU with the quickest settings; see
     `MNISTtuning.settings_to_try` and `MNISTquantize.network_graph`."""
     graph = network_graph(net, precision, stem, data_dir)
@@ -25,7 +24,7 @@ def open_onnxruntime(net, device, precision, batch_size, threads=None, tuning=Tr
         return make()
     # What "all" adds to "extended" is a layout that pads channels to multiples of 16: it pays for
     # some networks and costs with others.
-    candidates = settings_to_try(tuning, threads, default_threads(), {"threads": 0, "level": "all"},
+    candidates = settings_to_try(tuning, default_threads(), {"threads": 0, "level": "all"},
                                  level=("extended", "all"))
     return quickest(make, candidates, describe_onnxruntime)
 
@@ -104,12 +103,11 @@ def onnxruntime_missing(device, precision):
     return None
 
 
-def open_openvino(net, device, precision, batch_size, threads=None, tuning=True, stem=None,
-                  data_dir=None):
+def open_openvino(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
     """An `OpenVinoEngine` for `net` with the quickest number of threads, as `open_onnxruntime`."""
     graph = network_graph(net, "int8" if precision == "int8" else "fp32", stem, data_dir)
     make = functools.partial(OpenVinoEngine, graph, device, precision, batch_size)
-    candidates = settings_to_try(tuning, threads, default_threads(), {"threads": 0})
+    candidates = settings_to_try(tuning, default_threads(), {"threads": 0})
     return quickest(make, candidates, describe_threads)
 
 

@@ -139,28 +139,19 @@ def package_missing(name):
     return None
 
 
-def check_writable(flag, path):
-    """Raise UnavailableError where the file of a flag can't be written: to be found out before
-    the work, not after it. "-" is stdout."""
-    if path == "-":
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise UnavailableError(f"{flag} {path} is a folder, not a file")
-    if not os.path.isdir(folder):
-        raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
-
-
 @contextlib.contextmanager
 def write_atomically(path):
     """Give a binary file that becomes `path` on success and vanishes on any failure.
 
     It is written under a temporary name in the same folder, flushed to the disk, then renamed: a
-    crash or a kill at any moment leaves the old file or the new one, whole.
+    crash or a kill at any moment leaves the old file or the new one, whole. A pipe or a device is
+    written into as it is.
     """
-    path = os.path.abspath(path)
+    if is_stream(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = os.path.realpath(path)
     if os.path.isdir(path):
         raise UnavailableError(f"{path} is a folder, not a file to write")
     folder, name = os.path.split(path)
@@ -181,6 +172,27 @@ def write_atomically(path):
         if isinstance(error, OSError):
             raise MNISTError(f"can't write {path}: {error.strerror}") from error
         raise
+
+
+def is_stream(path):
+    """Whether `path` is a pipe, a device or the like, which can't be replaced by a file."""
+    path = os.path.abspath(path)
+    return os.path.exists(path) and (path.startswith("/dev/") or not (
+        os.path.isfile(path) or os.path.isdir(path)))
+
+
+def check_writable(flag, path):
+    """Raise UnavailableError where the file of a flag can't be written: before the work, not after
+    it. None and "-" (stdout) are fine."""
+    if path in (None, "-") or is_stream(path):
+        return
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise UnavailableError(f"{flag} {path} is a folder, not a file")
+    if not os.path.isdir(folder):
+        raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
 
 
 def current_umask():
@@ -217,8 +229,6 @@ def positive_int(text):
 positive_int.__name__ = "whole number"  # argparse names the type in its error
 
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
-
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
     "data": {"choices": ("auto", "mnist", "generated"), "default": "auto",
@@ -241,8 +251,14 @@ FLAGS = {
     "no-tuning": dict(action="store_true", help="take each library's default settings instead of "
                                                 "trying which are quickest here"),
     "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
-    "repeat": dict(type=positive_int, default=1, metavar="N",
-                   help="passes over the images (default: %(default)s)"),
+    "repeat": dict(type=positive_int, metavar="N",
+                   help="make N passes over the images (default: until the times are steady)"),
+    "seconds": dict(type=float, default=30, metavar="S",
+                    help="the most to spend until they are steady; one pass is made in any case "
+                         "(default: %(default)s)"),
+    "memory": dict(choices=("auto", "torch", "pycuda"), default="auto",
+                   help="what manages TensorRT's GPU memory; auto takes torch where it sees the "
+                        "GPU, since it has CUDA graphs, else pycuda (default: %(default)s)"),
     "json": dict(metavar="FILE", help="write the record as JSON to FILE, or to stdout with -"),
     "plot": dict(metavar="FILE", help="draw a plot into FILE (.png, .svg, .pdf)"),
 }

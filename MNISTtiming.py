@@ -12,106 +12,167 @@ import os
 import time
 
 from MNISTmachine import machine_record
-from MNISTscript import show_progress
+from MNISTprecision import judge_answers
+from MNISTscript import describe_error, show_progress
 
 # Calls that aren't timed, at least: as an engine is opened, and before each of its turns, since
-# another engine has used the caches meanwhile.
+# another engine has used the caches meanwhile. A GPU that was idle has lowered its clock, too.
 WARM_UP = {"calls": 10, "seconds": 0.2}
-TURN_WARM_UP = {"calls": 3, "seconds": 0.02}
+TURN_WARM_UP = {"cpu": {"calls": 3, "seconds": 0.02}, "cuda": {"calls": 3, "seconds": 0.15}}
 
-# A pass over the images is timed in this many turns.
+# A pass over the images is timed in this many turns, each on another part of them.
 TURNS = 5
+
+# An engine is steady when the medians of its last pass's turns lie at most this far apart.
+STEADY = 1.05
+
+# Of the record: a new number whenever a field is renamed or goes.
+SCHEMA = 2
 
 # A percentile needs this many calls beyond it to mean anything: p99 from 1,000 calls on.
 CALLS_BEYOND_PERCENTILE = 10
-
-# How far log-probabilities may lie from the reference before an engine is wrong, not merely
-# rounded. They reach -40 or so, where float16 steps by 0.03, and layers add up such steps.
-TOLERANCE = {"fp32": 1e-3, "tf32": 0.25, "fp16": 0.25, "bf16": 2.0}
-
-# int8 moves log-probabilities by whole units, so it is judged by the part of the answers that it
-# changes: 0.01 to 0.1 % with the shipped networks (docs/compression.md), a tenth in a broken one.
-CHANGED = {"int8": 0.01}
-
-# Medians of the consecutive fifths of a run that lie further apart than this are unsteady.
-STEADY = 1.10
 
 # Other programs that use more than this part of the CPUs during a run disturb it.
 QUIET = 0.05
 
 
-def time_engine(engine, images, labels, reference, repeat=1):
-    """Time one engine over `images` and check its answers; gives a row of the record.
-
-    images uint8 (N, 28, 28), labels (N,), reference float32 (N, 10), see
-    `MNISTengine.reference_answers`. `repeat` passes are made for each of the two times.
-    """
-    stopwatch = Stopwatch(engine, images)
-    take_turns([stopwatch], repeat)
-    return stopwatch.row(labels, reference)
-
-
-def take_turns(stopwatches, repeat=1):
-    """Time `repeat` passes of every engine, one part of a pass after the other, in turns.
+def take_turns(stopwatches, repeat=None, deadline=None):
+    """Time every engine, one part of the images after the other, in turns.
 
     So whatever slows this machine for a while slows all of them, and shows in each as unsteady.
+    Every engine makes one pass over the images. Those that aren't steady then go on, turn by turn,
+    until they are, or until there is no time left for another round before `deadline`
+    (`time.perf_counter()`; None: one pass is all). `repeat`: so many passes instead, steady or not.
+
+    Gives whether Ctrl-C ended it; what was measured until then stays. An engine that fails has its
+    `failure`, and the others go on.
     """
-    turns = [(number, turn) for number in range(repeat) for turn in range(TURNS)]
+    turns = TURNS * (repeat or 1)
     gc.collect()
     gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
+    started = time.perf_counter()
     try:
-        for done, (number, turn) in enumerate(turns):
-            show_progress(done / len(turns), "timing")
-            for stopwatch in stopwatches:
-                stopwatch.time_turn(number, turn)
+        round_seconds = 0.0
+        while True:
+            waiting = [stopwatch for stopwatch in stopwatches if not stopwatch.failure and (
+                len(stopwatch.turns) < turns
+                or not repeat and not stopwatch.is_steady()
+                and deadline is not None and time.perf_counter() + round_seconds < deadline)]
+            if not waiting:
+                return False
+            round_started = time.perf_counter()
+            for stopwatch in waiting:
+                show_turn(stopwatches, turns, started, deadline)
+                stopwatch.try_turn()
+            round_seconds = time.perf_counter() - round_started
+    except KeyboardInterrupt:
+        return True
     finally:
         gc.enable()
         show_progress(None)
 
 
+def show_turn(stopwatches, turns, started, deadline):
+    """The progress of the first passes, then of the time that the unsteady ones may take."""
+    done = sum(min(len(stopwatch.turns), turns) for stopwatch in stopwatches)
+    if done < turns * len(stopwatches) or deadline is None:
+        show_progress(done / (turns * len(stopwatches)), "timing")
+    else:
+        show_progress(min(1, (time.perf_counter() - started) / (deadline - started)),
+                      "timing until steady")
+
+
 class Stopwatch:
-    """The two clocks on one engine, which is warmed up as the stopwatch is made.
+    """The two clocks on one engine, which makes its first call and is warmed up as it is made.
 
     The last, shorter batch is timed as it comes and counts in the totals; latencies are of the
     full batches. No outlier is removed.
     """
 
-    def __init__(self, engine, images):
-        self.engine, self.images = engine, images
+    def __init__(self, engine, images, **facts):
+        """`facts`: what else the engine's row says (its network, its weights …)."""
+        self.engine, self.images, self.facts = engine, images, facts
         size = engine.batch_size
         self.batches = -(-len(images) // size)
-        self.first, self.passes, self.answers = {}, {}, []
+        self.first, self.turns, self.answers, self.failure = {}, [], [], None
         for clock, calls in CLOCKS.items():
-            self.passes[clock] = []
             (self.first[clock], _), = calls(engine, images[:size])
             warm_up(engine, images[:size], calls, **WARM_UP)
             if len(images) % size and len(images) > size:
                 warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP)
 
-    def time_turn(self, number, turn):
-        """Time one of a pass's turns with both clocks."""
-        size = self.engine.batch_size
-        start, stop = (self.batches * k // TURNS * size for k in (turn, turn + 1))
-        images = self.images[start:stop]
-        for clock, calls in CLOCKS.items():
-            if turn == 0:
-                self.passes[clock].append([])
-            if len(images):
-                warm_up(self.engine, images[:size], calls, **TURN_WARM_UP)
-            for seconds, answers in calls(self.engine, images):
-                self.passes[clock][-1].append(seconds)
-                if number == 0 and answers is not None:
-                    self.answers.append(answers)
+    def try_turn(self):
+        """Time the next turn; what goes wrong becomes the `failure`."""
+        try:
+            self.time_turn()
+        except Exception as error:  # whatever breaks one engine, the others still run
+            self.failure = describe_error(error)
 
-    def row(self, labels, reference):
-        """The engine's row of the record."""
-        engine, images = self.engine, len(self.images)
-        row = empty_row(engine.name, engine.device, engine.precision, engine.batch_size, images)
+    def time_turn(self):
+        """Time the next turn of a pass with both clocks."""
+        size, turn = self.engine.batch_size, len(self.turns)
+        start, stop = (self.batches * k // TURNS * size for k in (turn % TURNS, turn % TURNS + 1))
+        images = self.images[start:stop]
+        times, collected = {}, []
+        for clock, calls in CLOCKS.items():
+            if len(images):
+                warm_up(self.engine, images[:size], calls, **TURN_WARM_UP[self.engine.device])
+            times[clock] = []
+            for seconds, answers in calls(self.engine, images):
+                times[clock].append(seconds)
+                if answers is not None:
+                    collected.append(answers)
+        if turn < TURNS:
+            self.answers += collected
+        full = len(images) // size if self.batches > 1 else 1  # the only batch may be a short one
+        self.turns.append(Turn(times, full))
+
+    def is_steady(self):
+        """Whether the last pass's turns took equally long, end-to-end."""
+        spread = unsteadiness(self.turns[-TURNS:], "end_to_end")
+        return spread is None or spread <= STEADY
+
+    def reported(self):
+        """The turns that the row is of: the last pass where that was steady, else all passes."""
+        whole = len(self.turns) // TURNS * TURNS
+        return self.turns[-TURNS:] if self.is_steady() else self.turns[:whole]
+
+    def row(self, labels, reference, repeat=None):
+        """The engine's row of the record.
+
+        labels (N,), reference float32 (N, 10), see `MNISTengine.reference_answers`. `repeat`: so
+        many passes were asked for, and all of them are reported.
+        """
+        engine = self.engine
+        row = empty_row(engine.name, engine.device, engine.precision, engine.batch_size,
+                        len(self.images), detail=engine.detail, **self.facts)
+        row["passes"] = len(self.turns) / TURNS
+        if len(self.turns) < TURNS:
+            row["reason"] = self.failure or "interrupted before its first pass was whole"
+            row["status"] = "failed" if self.failure else "skipped"
+            return row
         row.update(judge(self.answers, labels, reference, engine.precision))
-        full = images // engine.batch_size or 1
+        if self.failure:
+            row.update(status="failed", reason=f"{self.failure} (after {len(self.turns)} turns)")
+        turns = self.turns[:len(self.turns) // TURNS * TURNS] if repeat else self.reported()
         for clock in CLOCKS:
-            row[clock] = statistics(self.first[clock], self.passes[clock], full, images)
+            row[clock] = statistics(self.first[clock], turns, clock, len(self.images))
         return row
+
+
+class Turn:
+    """The seconds of each call of one turn, by clock."""
+
+    def __init__(self, seconds, full):
+        """`full`: how many of the calls had a full batch, the first ones."""
+        self.seconds, self.full = seconds, full
+
+    def total(self, clock):
+        return sum(self.seconds[clock])
+
+    def latencies(self, clock):
+        """The seconds of the full batches."""
+        return self.seconds[clock][:self.full]
 
 
 def in_batches(images, size):
@@ -151,15 +212,16 @@ def warm_up(engine, batch, clock, calls, seconds):
             called += 1
 
 
-def statistics(first, passes, full, images):
+def statistics(first, turns, clock, images):
     """What is reported of one clock.
 
-    first: seconds of the first call; passes: for each pass the seconds of each call, of which the
-    first `full` had a full batch; images: how many a pass covers. Latencies in ms per batch.
+    first: seconds of the first call; turns: the `Turn`s of whole passes; images: how many a pass
+    covers. Latencies in ms per batch, of the full batches.
     """
-    totals = sorted(map(sum, passes))
+    totals = sorted(sum(turn.total(clock) for turn in turns[start:start + TURNS])
+                    for start in range(0, len(turns), TURNS))
     total = totals[len(totals) // 2]
-    latencies = [seconds for calls in passes for seconds in calls[:full]]
+    latencies = [seconds for turn in turns for seconds in turn.latencies(clock)]
     ordered = sorted(latencies)
     return {
         "total_s": total,
@@ -168,7 +230,7 @@ def statistics(first, passes, full, images):
         "median_ms": percentile(ordered, 50),
         "p90_ms": percentile(ordered, 90),
         "p99_ms": percentile(ordered, 99),
-        "unsteady": unsteadiness(latencies),
+        "unsteady": unsteadiness(turns, clock),
         "first_timed_ms": latencies[0] * 1e3,
     }
 
@@ -181,52 +243,37 @@ def percentile(ordered, percent):
     return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] * 1e3
 
 
-def unsteadiness(latencies):
-    """How far the medians of five consecutive parts of a run lie apart: highest / lowest."""
-    size = len(latencies) // 5
-    if size == 0:
-        return None
-    medians = [sorted(latencies[k * size:(k + 1) * size])[size // 2] for k in range(5)]
-    return max(medians) / min(medians) if min(medians) > 0 else None
+def unsteadiness(turns, clock):
+    """How far the medians of some turns lie apart: highest / lowest; None for fewer than two."""
+    medians = [sorted(latencies)[len(latencies) // 2]
+               for latencies in (turn.latencies(clock) for turn in turns) if latencies]
+    return max(medians) / min(medians) if len(medians) > 1 and min(medians) > 0 else None
 
 
 def judge(answers, labels, reference, precision):
     """Accuracy (a fraction), loss and largest difference from the reference, with the verdict."""
     import numpy as np
     answers = np.concatenate(answers)
-    difference = float(np.abs(answers - reference).max())
-    changed = int((answers.argmax(1) != reference.argmax(1)).sum())
-    verdict = {
-        "accuracy": float((answers.argmax(1) == labels).mean()),
-        "loss": float(-answers[np.arange(len(labels)), labels].mean()),
-        "max_difference": difference,
-        "changed": changed,
-        "status": "ok",
-        "reason": None,
-    }
-    wrong = None
-    if precision in CHANGED:
-        if changed > CHANGED[precision] * len(labels) or not np.isfinite(difference):
-            wrong = (f"{changed} of {len(labels)} answers changed, more than "
-                     f"{CHANGED[precision]:.1%}")
-    elif not difference <= TOLERANCE[precision]:  # a NaN is wrong too
-        wrong = (f"answers differ from the reference by {difference:.2g}, more than "
-                 f"{TOLERANCE[precision]:g}")
-    if wrong:
-        finite = difference if np.isfinite(difference) else None
-        verdict.update(status="failed", max_difference=finite, reason="WRONG: " + wrong)
-        if not np.isfinite(verdict["loss"]):
-            verdict["loss"] = None
-    return verdict
-
-
-def empty_row(engine, device, precision, batch_size, images, status="skipped", reason=None):
-    """A row of the record with nothing measured yet: of an engine that can't run, with why."""
+    difference, reason = judge_answers(answers, reference, precision)
+    loss = float(-answers[np.arange(len(labels)), labels].mean())
     return {
+        "accuracy": float((answers.argmax(1) == labels).mean()),
+        "loss": loss if np.isfinite(loss) else None,
+        "max_difference": difference,
+        "changed_answers": int((answers.argmax(1) != reference.argmax(1)).sum()),
+        "status": "failed" if reason else "ok",
+        "reason": reason,
+    }
+
+
+def empty_row(engine, device, precision, batch_size, images, status="skipped", reason=None,
+              **facts):
+    """A row of the record with nothing measured yet: of an engine that can't run, with why."""
+    return dict({
         "engine": engine, "device": device, "precision": precision, "batch_size": batch_size,
         "images": images, "status": status, "reason": reason, "accuracy": None, "loss": None,
-        "max_difference": None, "changed": None, "end_to_end": None, "compute": None,
-    }
+        "max_difference": None, "end_to_end": None, "compute": None,
+    }, **facts)
 
 
 class OtherPrograms:
@@ -269,7 +316,7 @@ def make_record(settings, rows, used_by_others=None):
         warnings.append(f"other programs used {used_by_others:.0%} of the CPUs during the run: "
                         "all times are too long, and another run may well differ")
     warnings += [text for row in rows for text in row_warnings(row)] + launch_warnings(rows)
-    return {"schema": 1, "machine": machine, "settings": settings, "rows": rows,
+    return {"schema": SCHEMA, "machine": machine, "settings": settings, "rows": rows,
             "used_by_others": used_by_others, "warnings": warnings}
 
 
@@ -281,8 +328,8 @@ def row_warnings(row):
     warnings = []
     times = row["end_to_end"]
     if times["unsteady"] and times["unsteady"] > STEADY:
-        warnings.append(f"{what}: unsteady, the median moved by {times['unsteady'] - 1:.0%}; "
-                        "something else ran, or the clock changed")
+        warnings.append(f"{what}: never got steady in {row['passes']:.3g} passes, the median moved "
+                        f"by {times['unsteady'] - 1:.0%}; something else ran, or the clock changed")
     if times["first_timed_ms"] > 5 * times["median_ms"]:
         warnings.append(f"{what}: the first timed call took {times['first_timed_ms']:.3g} ms, far "
                         f"from the median {times['median_ms']:.3g} ms; warming up was not enough")
@@ -293,10 +340,10 @@ def launch_warnings(rows):
     """Where a GPU takes about as long for one digit as for a large batch."""
     warnings = []
     smallest = {}
-    for row in rows:
-        if row["device"] == "cpu" or row["compute"] is None:
-            continue
-        small = smallest.setdefault((row["engine"], row["precision"]), row)
+    measured = [row for row in rows if row["device"] != "cpu" and row["compute"] is not None]
+    for row in sorted(measured, key=lambda row: row["batch_size"]):
+        key = row["engine"], row["precision"], row.get("network")
+        small = smallest.setdefault(key, row)
         times = row["compute"]["median_ms"] / small["compute"]["median_ms"]
         if row["batch_size"] >= 16 * small["batch_size"] and times < 2:
             warnings.append(
@@ -307,7 +354,9 @@ def launch_warnings(rows):
 
 
 def describe_row(row):
-    return f"{row['engine']} {row['device']} {row['precision']} batch {row['batch_size']}"
+    """A row's name: "net: torch cpu fp32 batch 64"."""
+    name = f"{row['engine']} {row['device']} {row['precision']} batch {row['batch_size']}"
+    return f"{row['network']}: {name}" if row.get("network") else name
 
 
 def machine_warnings(machine):

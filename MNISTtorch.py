@@ -11,12 +11,12 @@ import numpy as np
 from MNISTbuffers import CudaBuffers
 from MNISTdsource import MEAN, STD, normalise
 from MNISTscript import package_missing
-from MNISTtuning import describe_threads, quickest, settings_to_try
+from MNISTtuning import describe_threads, quickest, settings_to_try, threads_asked_for
 
 
-def open_torch(net, device, precision, batch_size, threads=None, tuning=True):
+def open_torch(net, device, precision, batch_size, tuning=True):
     """The `TorchEngine` with the quickest settings; see `MNISTtuning.settings_to_try`."""
-    candidates = settings_to_try(tuning, threads, default_threads() if device == "cpu" else 1,
+    candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
                                  {"threads": default_threads(), "channels_last": False},
                                  channels_last=(False, True))
     return quickest(functools.partial(TorchEngine, net, device, precision, batch_size), candidates,
@@ -84,11 +84,17 @@ class TorchEngine:
         self.net = None
 
 
-@functools.lru_cache(maxsize=None)
+_chosen_by_torch = []  # before any engine was tuned
+
+
 def default_threads():
-    """The number of threads that torch chose, or was told, before any engine was tuned."""
-    import torch
-    return torch.get_num_threads()
+    """The number of threads that torch chose itself, or was told (`MNISTengine.set_threads`)."""
+    if threads_asked_for():
+        return threads_asked_for()
+    if not _chosen_by_torch:
+        import torch
+        _chosen_by_torch.append(torch.get_num_threads())
+    return _chosen_by_torch[0]
 
 
 def settle(torch, device, precision, threads):

@@ -18,18 +18,29 @@ HOPELESS = (2, 2, 1.2)  # one so much slower than the best after a round is trie
 LIMIT = 0.6  # seconds for all turns together
 
 
-def settings_to_try(tuning, threads, cores, defaults, **others):
-    """The settings to try, dicts: every combination, the library's own `defaults` first.
+_threads = []  # how many were asked for, once they were
 
-    tuning: without it, the library's defaults alone. threads: how many to use; None: 1, 2, 4… and
-    `cores` are tried. others: further settings, each with the values to try.
+
+def set_threads(threads):
+    """Have every engine that is opened from now on use so many threads."""
+    _threads[:] = [threads]
+
+
+def threads_asked_for():
+    """What `set_threads` was told; None where it wasn't called."""
+    return _threads[0] if _threads else None
+
+
+def settings_to_try(tuning, cores, defaults, **others):
+    """The settings to try, a list of dicts.
+
+    tuning: without it, the library's `defaults` alone; with it, every combination of 1, 2, 4… and
+    `cores` threads with the values of the `others`. Either with the threads of `set_threads`,
+    where these are fixed.
     """
-    if threads:
-        defaults = dict(defaults, threads=threads)
     if not tuning:
-        return [defaults]
-    numbers = [threads] if threads else thread_numbers(cores)
-    choices = collections.OrderedDict(threads=numbers, **others)
+        return [dict(defaults, threads=threads_asked_for() or defaults["threads"])]
+    choices = collections.OrderedDict(threads=_threads or thread_numbers(cores), **others)
     return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 

@@ -197,7 +197,7 @@ def run_training(arguments, device, group):
 def choose_files(arguments, name):
     """Set --output and --json where they weren't given, and find out before the training, not
     after it, that one of the files can't be written."""
-    from MNISTreport import check_plot
+    from MNISTplot import check_plot
     from MNISTweights import trained_path
     if arguments.output is None:
         stem, extension = os.path.splitext(trained_path(name))
@@ -207,8 +207,7 @@ def choose_files(arguments, name):
     check_writable("--output", arguments.output)
     check_writable("--json", arguments.json)
     if arguments.plot:
-        check_plot(arguments.plot)
-        check_writable("--plot", arguments.plot)
+        check_plot("--plot", arguments.plot)
 
 
 def make_recipe(arguments, device):

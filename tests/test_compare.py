@@ -1,21 +1,32 @@
 """CompareMNIST.py: table, plot and comparison from synthetic records; and a real run."""
 
 import copy
+import inspect
 import json
+import os
+import stat
 
 import numpy as np
+import own_networks
 import pytest
-from scripts import run
+from scripts import run, start
 
 import CompareMNIST
 import MNISTengine
+import MNISTplot
 import MNISTreport
 import MNISTtorch
-from MNISTscript import UnavailableError
+from MNISTscript import MNISTError, UnavailableError
 from MNISTtiming import empty_row, make_record
+from MNISTweights import SHIPPED, save_weights
+
+SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
 SPEED = {("torch", 1): 6000, ("torch", 64): 12000, ("onnxruntime", 1): 15000,
          ("onnxruntime", 64): 21000}
+
+
+FACTS = {"network": "net", "weights": "weights/net.pth (shipped)"}
 
 
 def measured(engine, batch_size, speed):
@@ -23,16 +34,17 @@ def measured(engine, batch_size, speed):
     clock = dict(total_s=10000 / speed, images_per_s=speed, first_call_ms=99.9,
                  median_ms=1e7 / speed / calls, p90_ms=1.2e7 / speed / calls, p99_ms=None,
                  unsteady=1.0, first_timed_ms=1.0)
-    return dict(empty_row(engine, "cpu", "fp32", batch_size, 10000, "ok"), accuracy=0.9901,
-                loss=0.03, max_difference=1e-5, end_to_end=clock, compute=clock)
+    return dict(empty_row(engine, "cpu", "fp32", batch_size, 10000, "ok", **FACTS),
+                accuracy=0.9901, loss=0.03, max_difference=1e-5, end_to_end=clock, compute=clock,
+                passes=1)
 
 
 def make(scale=1.0):
     rows = [measured(engine, batch, scale * speed) for (engine, batch), speed in SPEED.items()]
-    rows += [empty_row("tensorrt", "cuda", "fp16", batch, 10000, reason="no GPU, " * 15 + "alas")
-             for batch in (1, 64)]
-    CompareMNIST.add_speed_ups(rows)
-    return make_record({}, rows)
+    rows += [empty_row("tensorrt", "cuda", "fp16", batch, 10000, **FACTS,
+                       reason="no GPU, " * 15 + "alas") for batch in (1, 64)]
+    MNISTreport.add_speed_ups(rows)
+    return make_record({"data": "MNIST"}, rows)
 
 
 @pytest.fixture
@@ -52,7 +64,7 @@ def files(tmp_path):
 def test_speed_up_is_over_torch_on_the_cpu_at_the_same_batch(record):
     assert [row["speed_up"] for row in record["rows"]] == [1, 1, 2.5, 1.75, None, None]
     rows = [row for row in record["rows"] if row["engine"] != "torch"]
-    CompareMNIST.add_speed_ups(rows)
+    MNISTreport.add_speed_ups(rows)
     assert all(row["speed_up"] is None for row in rows)
 
 
@@ -66,7 +78,7 @@ def test_report_fits_the_screen_and_holds_everything(record):
 
 
 def test_markdown_has_as_many_cells_in_every_line(record):
-    table = MNISTreport.format_comparison(record, markdown=True).split("\n\n")[0].split("\n")
+    table = MNISTreport.format_comparison(record, markdown=True).split("\n\n")[1].split("\n")
     assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
 
 
@@ -91,7 +103,7 @@ def test_a_row_that_the_first_record_lacks_is_compared_with_the_next(record):
     del first["rows"][0]
     rows = MNISTreport.merge_rows([first, record])
     assert [(row["letter"], row["ratio"]) for row in rows
-            if MNISTreport.row_key(row) == ("torch", "cpu", "fp32", 1)] == [("B", 1)]
+            if MNISTreport.row_key(row) == ("torch", "cpu", "fp32", "net", 1)] == [("B", 1)]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"schema": 1, "rows": []}', "\0"])
@@ -107,7 +119,7 @@ def test_what_is_no_record_is_refused(tmp_path, content):
 def test_plot(record, tmp_path, end):
     path = tmp_path / f"plot.{end}"
     record["rows"][2].update(status="failed", reason="WRONG: answers differ")
-    MNISTreport.save_plot(str(path), [record])
+    MNISTplot.save_plot(str(path), [record])
     assert path.stat().st_size > 5000
     if end == "svg":
         text = path.read_text()
@@ -115,9 +127,103 @@ def test_plot(record, tmp_path, end):
             assert word in text, word
 
 
-def test_plot_of_unknown_kind_is_refused_before_any_time_is_spent(tmp_path):
-    _, err = run("CompareMNIST.py", "--plot", tmp_path / "plot.xyz", status=2)
-    assert ".png, .svg or .pdf" in err
+@pytest.mark.parametrize("flag, name, words", [
+    ("--plot", "plot.xyz", ".png, .svg or .pdf"),
+    ("--plot", "nosuch/plot.png", "there is no folder"),
+    ("--json", "nosuch/record.json", "there is no folder"),
+    ("--json", "", "is a folder"),
+])
+@pytest.mark.parametrize("program", ["CompareMNIST.py", "InferenceMNIST.py"])
+def test_where_nothing_can_be_written_is_found_out_first(tmp_path, program, flag, name, words):
+    if program == "InferenceMNIST.py" and flag == "--plot":
+        flag = "--mistakes"
+    out, err = run(program, flag, tmp_path / name, status=2)
+    assert words in err and out == ""
+
+
+@pytest.mark.parametrize("flags", [["--engine", "torch"], ["--json", "x.json"], ["--seconds", "3"],
+                                   ["--limit", "5"], ["--network", "net"]])
+def test_comparing_records_takes_no_flag_of_a_measurement(files, flags):
+    _, err = run("CompareMNIST.py", "--compare", *files, *flags, status=2)
+    assert f"{flags[0]} has no effect" in err
+
+
+def test_each_network_takes_its_weights(tmp_path):
+    _, err = run("CompareMNIST.py", "--network", "net", "--weights", "a.pth", "b.pth", status=2)
+    assert "one file for each --network" in err
+
+
+def test_several_networks_in_one_run(tmp_path, small_mnist):
+    record = tmp_path / "record.json"
+    out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
+                   "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
+                   "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
+                   "--engine", "torch", "usual-loop", "--threads", 1, "--json", record,
+                   "--plot", tmp_path / "plot.svg")
+    rows = json.loads(record.read_text())["rows"]
+    assert [(row["engine"], row["network"]) for row in rows if row["precision"] == "fp32"] == [
+        ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]
+    assert "torch cpu fp32 Dense" in (tmp_path / "plot.svg").read_text()
+    assert "net from weights/net.pth (shipped), Dense from" in out and "network" in out
+    assert "on 64 test digits of MNIST" in " ".join(out.split())
+
+
+def save(net, path):
+    save_weights(net, path)
+    return path
+
+
+def test_record_goes_into_a_pipe(small_mnist, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with start("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 16, "--batch-size", 16,
+               "--engine", "torch", "--device", "cpu", "--json", pipe) as process:
+        record = json.loads(pipe.read_text())
+        process.communicate()
+    assert record["rows"][0]["engine"] == "torch" and stat.S_ISFIFO(os.stat(pipe).st_mode)
+
+
+def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_path, capsys):
+    def fail(*_):
+        raise MNISTError("can't write it: disk full")
+
+    monkeypatch.setattr(MNISTplot, "save_plot", fail)
+    with pytest.raises(MNISTError, match="disk full"):
+        in_process(monkeypatch, small_mnist, "--engine", "torch", "--plot", str(tmp_path / "a.png"),
+                   "--json", str(tmp_path / "a.json"))
+    assert "\ntorch  cpu fp32" in capsys.readouterr().out and (tmp_path / "a.json").exists()
+
+
+def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist, capsys):
+    class Breaks(MNISTtorch.TorchEngine):
+        def compute(self, x):
+            if inspect.stack()[2].function == "time_turn":
+                raise RuntimeError("lost the GPU")
+            return super().compute(x)
+
+    with_engine(monkeypatch, Breaks)
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
+    out = capsys.readouterr().out
+    assert "failed: RuntimeError: lost the GPU" in " ".join(out.split()) and "\ntorch  cpu" in out
+
+
+def test_misread_digits(small_mnist, tmp_path):
+    path = tmp_path / "mistakes.png"
+    out, _ = run("InferenceMNIST.py", "--data-dir", small_mnist, "--batch-size", 64, "--mistakes",
+                 path, "--threads", 1)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20000
+    assert "net from weights/net.pth (shipped) on 300 test digits of MNIST" in out
+
+
+def test_no_digit_misread_and_all_of_them(tmp_path):
+    labels = np.arange(200) % 10
+    images = np.zeros((200, 28, 28), np.uint8)
+    for name, shift in (("none", 0), ("all", 1)):
+        answers = np.log(np.full((200, 10), 0.01, np.float32))
+        answers[np.arange(200), (labels + shift) % 10] = np.log(0.91)
+        MNISTplot.plot_mistakes(str(tmp_path / f"{name}.svg"), images, labels, answers, "net")
+    assert "net: 0 of 200 digits misread" in (tmp_path / "none.svg").read_text()
+    assert "the 120 surest shown" in (tmp_path / "all.svg").read_text()
 
 
 def test_a_real_run(tmp_path, small_mnist):
@@ -140,7 +246,8 @@ def test_a_real_run(tmp_path, small_mnist):
 def test_markdown_goes_to_stdout_alone(small_mnist):
     out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "64", "--device", "cpu",
                  "--engine", "torch", "--batch-size", "64", "--markdown")
-    assert out.startswith("| engine |") and "torch | cpu fp32 | 64 |" in out
+    assert out.startswith("net from weights/net.pth (shipped) on 64 test digits of MNIST")
+    assert "\n\n| engine |" in out and "torch | cpu fp32 | 64 |" in out
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -161,8 +268,8 @@ def in_process(monkeypatch, small_mnist, *flags):
 
 def with_engine(monkeypatch, engine, missing=None):
     """Register one engine more, called "other"."""
-    kind = MNISTengine.EngineKind("other", {"cpu": ("fp32",)}, lambda *_: missing, engine, False,
-                                  False)
+    kind = MNISTengine.EngineKind("other", {"cpu": ("fp32",)}, lambda *_, **__: missing, engine,
+                                  False, False)
     monkeypatch.setitem(MNISTengine.ENGINES, "other", kind)
 
 

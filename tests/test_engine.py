@@ -9,8 +9,8 @@ import torch
 import MNISTengine
 import MNISTruntimes
 from MNISTmodel import Net
+from MNISTprecision import PRECISIONS, TOLERANCE
 from MNISTscript import UnavailableError, package_missing
-from MNISTtiming import TOLERANCE
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 def test_registry_is_complete():
     for name, kind in MNISTengine.ENGINES.items():
         assert kind.name == name and set(kind.precisions) <= {"cpu", "cuda"}
-        assert all(precisions[0] == "fp32" and set(precisions) <= set(MNISTengine.PRECISIONS)
+        assert all(precisions[0] == "fp32" and set(precisions) <= set(PRECISIONS)
                    for precisions in kind.precisions.values())
         assert callable(kind.missing) and callable(kind.open)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from MNISTdsource import normalise
-from MNISTonnx import ONNX_TOLERANCE, check_onnx, export_onnx, onnx_bytes
+from MNISTonnx import check_onnx, export_onnx, onnx_bytes
+from MNISTprecision import TOLERANCE
 from MNISTscript import MNISTError, UnavailableError
 
 
@@ -69,7 +70,7 @@ def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
     export_onnx(net, tmp_path / "net.onnx", precision, images)
     for batch in (images[:1], images[:64], images[-16:]):
         difference = np.abs(answers(tmp_path / "net.onnx", batch) - expected(net, batch)).max()
-        assert difference <= ONNX_TOLERANCE[precision]
+        assert difference <= TOLERANCE[precision]
 
 
 def test_a_graph_that_answers_otherwise_leaves_nothing_behind(net, tmp_path, monkeypatch):

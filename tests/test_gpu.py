@@ -9,8 +9,9 @@ from MNISTcuda import MEMORIES, TorchMemory
 from MNISTdsource import generated_digits
 from MNISTengine import ENGINES, reference_answers
 from MNISTenginefile import cached_engine
+from MNISTprecision import TOLERANCE
 from MNISTtensorrt import tensorrt_missing
-from MNISTtiming import TOLERANCE, time_engine
+from MNISTtiming import Stopwatch, take_turns
 from MNISTweights import load_network
 
 MISSING = tensorrt_missing()
@@ -74,7 +75,9 @@ def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
 def test_timing_a_real_engine(net, digits, stem):
     images, labels = digits
     engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
-    row = time_engine(engine, images, labels, reference_answers(net, images))
+    stopwatch = Stopwatch(engine, images, network="net", weights="shipped")
+    take_turns([stopwatch])
+    row = stopwatch.row(labels, reference_answers(net, images))
     engine.close()
     assert row["status"] == "ok"
     assert 0 < row["compute"]["median_ms"] < 100

@@ -3,6 +3,7 @@ against a stand-in for each generation of the API (see fake_tensorrt.py)."""
 
 import json
 import os
+import re
 import sys
 
 import fake_tensorrt
@@ -399,12 +400,15 @@ def program(machine, net, digits, stem, monkeypatch):
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
-    for warm_up in ("WARM_UP", "TURN_WARM_UP"):
-        monkeypatch.setattr("MNISTtiming." + warm_up, {"calls": 1, "seconds": 0})
+    once = {"calls": 1, "seconds": 0}
+    monkeypatch.setattr("MNISTtiming.WARM_UP", once)
+    monkeypatch.setattr("MNISTtiming.TURN_WARM_UP", {"cuda": once})
 
     def run_main(*arguments):
         monkeypatch.setattr(sys, "argv", ["InfMNISTcudaRT.py", "--weights", stem + ".pth",
                                           *map(str, arguments)])
+        if "--build-only" not in arguments:
+            sys.argv += ["--repeat", "1"]
         return InfMNISTcudaRT.main()
     return run_main
 
@@ -444,9 +448,30 @@ def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, ne
     machine.install("10.3.0")
     net.conv1.bias.data[3] += 1
     cached_engine(net, "cuda", "fp32", 64, stem=stem)
-    with pytest.raises(MNISTError, match="b64.rt: WRONG: answers differ from the reference by"):
-        program("--engine", stem + "-b64.rt")
-    assert "images" not in capsys.readouterr().out  # an error, not a row
+    assert program("--engine", stem + "-b64.rt") == 1
+    assert "failed: WRONG: answers differ from the reference by" in capsys.readouterr().out
+
+
+def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, capsys):
+    machine.install("10.3.0")
+    right = stem + ".rt"
+    cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    load = MNISTenginefile.load_engine
+
+    def load_wrongly(trt, plan):
+        loaded = load(trt, plan)
+        if loaded.batches == (64, 64):
+            loaded.start = lambda stream: None  # writes no answer
+        return loaded
+
+    MNISTenginefile.load_engine = load_wrongly
+    try:
+        assert program("--batch-size", "1", "64") == 1
+    finally:
+        MNISTenginefile.load_engine = load
+    out = capsys.readouterr().out
+    assert os.path.exists(right) and out.count("failed: WRONG") == 1
+    assert len(re.findall("^tensorrt cuda fp32 ", out, re.MULTILINE)) == 2
 
 
 def test_program_builds_only(program, rtx, stem, capsys):
@@ -461,9 +486,12 @@ def test_program_builds_only_but_cannot_save(program, rtx, stem, monkeypatch):
         program("--build-only")
 
 
-def test_program_refuses_an_engine_and_a_build(program):
+@pytest.mark.parametrize("flags", [
+    ("--engine", "x.rt", "--build-only"), ("--build-only", "--json", "r.json"),
+    ("--build-only", "--repeat", 2), ("--build-only", "--memory", "torch")])
+def test_program_refuses_what_has_no_effect(program, flags):
     with pytest.raises(SystemExit) as exit:
-        program("--engine", "x.rt", "--build-only")
+        program(*flags)
     assert exit.value.code == 2
 
 

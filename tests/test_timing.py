@@ -1,10 +1,15 @@
-"""The stopwatch, against engines whose delay and answers are known."""
+"""The stopwatch, on a clock of its own, against engines whose delay and answers are known.
+
+No time passes here: the clock stands still but for what the engines take, so that the tests say the
+same on a busy machine.
+"""
 
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -14,35 +19,61 @@ import MNISTtiming
 
 IMAGES, CLASSES = 100, 10
 LABELS = np.arange(IMAGES) % CLASSES
+FACTS = {"network": "net", "weights": "weights/net.pth (shipped)"}
+
+
+class Clock:
+    """Seconds that pass only when somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(MNISTtiming, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(FakeEngine, "clock", clock)
+    return clock
 
 
 class FakeEngine:
     """Right answers after a known delay; `compute` takes a quarter of it. Reuses one buffer."""
 
-    name, device, precision = "fake", "cpu", "fp32"
+    name, device, precision, detail = "fake", "cpu", "fp32", "fake 1.0"
+    clock = None
 
-    def __init__(self, batch_size, delay, first_delay=0.0):
+    def __init__(self, batch_size, delay=0.001, first_delay=0.0):
         self.batch_size, self.delay, self.first_delay = batch_size, delay, first_delay
         self.buffer = np.zeros((batch_size, CLASSES), np.float32)
         self.calls, self.pending = [], 0.0
 
     def __call__(self, images):
-        time.sleep(self.delay + (self.first_delay if not self.calls else 0))
+        self.clock.sleep(self.delay + (self.first_delay if not self.calls else 0))
         self.calls.append(len(images))
         answers = self.buffer[:len(images)]
         answers[:] = log_probabilities(images[:, 0, 0])
         return answers
 
     def prepare(self, images):
-        time.sleep(self.delay)  # must not be on the compute clock
+        self.clock.sleep(self.delay)  # must not be on the compute clock
         return images
 
     def compute(self, x):
         self.pending = self.delay / 4  # asynchronous, as on a GPU: the work ends in synchronise
 
     def synchronise(self):
-        time.sleep(self.pending)
+        self.clock.sleep(self.pending)
         self.pending = 0.0
+
+    def close(self):
+        pass
 
 
 def log_probabilities(labels):
@@ -56,38 +87,72 @@ def digits():
     return images
 
 
-def measure(engine, **settings):
-    return MNISTtiming.time_engine(engine, digits(), LABELS, log_probabilities(LABELS), **settings)
+def stopwatch_of(engine):
+    return MNISTtiming.Stopwatch(engine, digits(), **FACTS)
+
+
+def row_of(stopwatch, repeat=None):
+    return stopwatch.row(LABELS, log_probabilities(LABELS), repeat)
+
+
+def measure(engine, repeat=None, deadline=None):
+    stopwatch = stopwatch_of(engine)
+    assert not MNISTtiming.take_turns([stopwatch], repeat, deadline)
+    return row_of(stopwatch, repeat)
 
 
 def test_known_delay_is_measured():
     row = measure(FakeEngine(batch_size=16, delay=0.004, first_delay=0.05))
     end_to_end, compute = row["end_to_end"], row["compute"]
-    assert 4.0 <= end_to_end["median_ms"] < 6.0
-    assert 1.0 <= compute["median_ms"] < 2.0
-    assert 54 <= end_to_end["first_call_ms"] < 80
-    assert 0.028 <= end_to_end["total_s"] < 0.045  # 7 batches, the first call not among them
+    assert end_to_end["median_ms"] == pytest.approx(4)
+    assert compute["median_ms"] == pytest.approx(1)
+    assert end_to_end["first_call_ms"] == pytest.approx(54)
+    assert end_to_end["total_s"] == pytest.approx(7 * 0.004)  # the first call isn't among them
     assert end_to_end["images_per_s"] == pytest.approx(IMAGES / end_to_end["total_s"])
-    assert compute["total_s"] < end_to_end["total_s"] / 2
+    assert compute["total_s"] == pytest.approx(7 * 0.001)
+
+
+def test_the_first_call_is_the_first():
+    engine = FakeEngine(batch_size=16, first_delay=1)
+    assert engine.calls == []
+    assert stopwatch_of(engine).first["end_to_end"] == pytest.approx(1.001)
 
 
 def test_answers_are_judged_although_the_engine_reuses_its_buffer():
-    row = measure(FakeEngine(batch_size=7, delay=0))
+    row = measure(FakeEngine(batch_size=7))
     assert row["status"] == "ok" and row["accuracy"] == 1.0 and row["max_difference"] == 0.0
+    assert row["changed_answers"] == 0
     assert row["loss"] == pytest.approx(-np.log(0.91), rel=1e-5)
+    assert {key: row[key] for key in FACTS} == FACTS and row["detail"] == "fake 1.0"
 
 
-def test_every_shape_is_warmed_up_and_the_remainder_comes_as_it_is():
+def test_every_shape_is_warmed_up_and_the_remainder_comes_as_it_is(clock):
     engine = FakeEngine(batch_size=16, delay=0.001)
-    stopwatch = MNISTtiming.Stopwatch(engine, digits())
+    stopwatch = stopwatch_of(engine)
     warm_up = engine.calls[1:]
-    assert warm_up.count(16) >= 10 and warm_up.count(4) >= 10
-    assert len(warm_up) * 0.001 > 0.3  # 200 ms each
+    for size in (16, 4):
+        assert warm_up.count(size) >= 10
+        assert warm_up.count(size) * engine.delay >= MNISTtiming.WARM_UP["seconds"]
     engine.calls.clear()
     MNISTtiming.take_turns([stopwatch], repeat=2)
     assert engine.calls.count(4) == 2 and engine.calls.count(16) >= 12
-    assert [len(seconds) for seconds in stopwatch.passes["end_to_end"]] == [7, 7]
-    assert [len(seconds) for seconds in stopwatch.passes["compute"]] == [7, 7]
+    for name in MNISTtiming.CLOCKS:
+        assert sum(len(turn.seconds[name]) for turn in stopwatch.turns) == 2 * 7
+        assert sum(len(turn.latencies(name)) for turn in stopwatch.turns) == 2 * 6
+
+
+def test_a_gpu_is_woken_before_each_of_its_turns(clock):
+    engines = [FakeEngine(batch_size=50, delay=0.001) for _ in "ab"]
+    engines[1].device = "cuda"
+    calls = []
+    for engine in engines:
+        stopwatch = stopwatch_of(engine)
+        engine.calls.clear()
+        stopwatch.time_turn()
+        stopwatch.time_turn()
+        stopwatch.time_turn()
+        calls.append(len(engine.calls))
+    assert calls[1] * 0.001 >= MNISTtiming.TURN_WARM_UP["cuda"]["seconds"] > 5 * calls[0] * 0.001
 
 
 def test_engines_take_turns_and_each_answers_every_image_once():
@@ -98,22 +163,21 @@ def test_engines_take_turns_and_each_answers_every_image_once():
             order.append(self)
             return super().__call__(images)
 
-    engines = [Noting(batch_size=10, delay=0), Noting(batch_size=1, delay=0)]
-    stopwatches = [MNISTtiming.Stopwatch(engine, digits()) for engine in engines]
+    stopwatches = [stopwatch_of(Noting(batch_size=10)), stopwatch_of(Noting(batch_size=1))]
     order.clear()
     MNISTtiming.take_turns(stopwatches, repeat=2)
     changes = sum(before is not after for before, after in zip(order, order[1:]))
     assert changes == 2 * 2 * MNISTtiming.TURNS - 1
     for stopwatch in stopwatches:
-        row = stopwatch.row(LABELS, log_probabilities(LABELS))
-        assert row["accuracy"] == 1.0 and row["images"] == IMAGES
+        row = row_of(stopwatch, repeat=2)
+        assert row["accuracy"] == 1.0 and row["images"] == IMAGES and row["passes"] == 2
 
 
 def test_an_engine_that_brings_its_own_loop_is_timed_in_it():
     class Looping(FakeEngine):
         def loop(self, images):
             for image in images:
-                time.sleep(0.002)
+                self.clock.sleep(0.002)
                 yield log_probabilities(image[None, 0, 0])
 
         def __call__(self, images):
@@ -121,7 +185,106 @@ def test_an_engine_that_brings_its_own_loop_is_timed_in_it():
 
     row = measure(Looping(batch_size=1, delay=0.001))
     assert row["status"] == "ok" and row["accuracy"] == 1.0
-    assert 2.0 <= row["end_to_end"]["median_ms"] < 4.0
+    assert row["end_to_end"]["median_ms"] == pytest.approx(2)
+
+
+# --- Until it is steady ---------------------------------------------------------------------------
+
+
+class Settling(FakeEngine):
+    """Takes twice as long until the clock shows `settled`."""
+
+    settled = 1.0
+
+    def __call__(self, images):
+        slow = self.clock.now < self.settled
+        self.clock.sleep(self.delay if slow else 0)
+        return super().__call__(images)
+
+
+def test_passes_go_on_until_the_engine_is_steady():
+    engine = Settling(batch_size=2, delay=0.01)
+    row = measure(engine, deadline=60)
+    assert row["end_to_end"]["median_ms"] == pytest.approx(10)
+    assert row["end_to_end"]["total_s"] == pytest.approx(0.5)  # of one pass, the steady one
+    assert row["end_to_end"]["unsteady"] == pytest.approx(1) and row["passes"] > 1
+    assert MNISTtiming.row_warnings(row) == []
+    assert engine.clock.now < 20  # and no longer
+
+
+class Slowing(FakeEngine):
+    def __call__(self, images):
+        self.delay *= 1.003
+        return super().__call__(images)
+
+
+def test_what_never_gets_steady_is_said_when_the_time_is_up(clock):
+    row = measure(Slowing(batch_size=2, delay=1e-4), deadline=2)
+    assert row["passes"] > 1
+    warning, = MNISTtiming.row_warnings(row)
+    assert "never got steady in" in warning and "net: fake cpu fp32 batch 2" in warning
+
+
+def test_a_steady_engine_rests_while_the_others_go_on():
+    steady, slowing = stopwatch_of(FakeEngine(2)), stopwatch_of(Slowing(2, 1e-4))
+    MNISTtiming.take_turns([steady, slowing], deadline=steady.engine.clock.now + 2)
+    assert len(steady.turns) == MNISTtiming.TURNS < len(slowing.turns)
+
+
+def test_one_pass_is_made_however_little_time_there_is():
+    assert measure(FakeEngine(batch_size=1, delay=10), deadline=0)["passes"] == 1
+
+
+def test_repeat_makes_so_many_passes_and_reports_them_all():
+    row = measure(Settling(batch_size=2, delay=0.01), repeat=3, deadline=60)
+    assert row["passes"] == 3
+
+
+# --- Nothing measured is lost ---------------------------------------------------------------------
+
+
+class Breaking(FakeEngine):
+    """Breaks in the call number `last`."""
+
+    def __init__(self, batch_size, last):
+        super().__init__(batch_size)
+        self.last = last
+
+    def __call__(self, images):
+        if len(self.calls) == self.last:
+            raise RuntimeError("out of memory")
+        return super().__call__(images)
+
+
+def test_an_engine_that_breaks_while_it_is_timed_keeps_its_row():
+    warm_up = len(stopwatch_of(FakeEngine(10)).engine.calls)
+    early, late, well = (stopwatch_of(Breaking(10, warm_up + more)) for more in (1, 160, 10**6))
+    MNISTtiming.take_turns([early, late, well], repeat=3)
+    early, late, well = (row_of(stopwatch, repeat=3) for stopwatch in (early, late, well))
+    assert early["status"] == "failed" and "out of memory" in early["reason"]
+    assert early["end_to_end"] is None
+    assert late["status"] == "failed" and "out of memory" in late["reason"]
+    assert late["end_to_end"]["median_ms"] == pytest.approx(1) and late["accuracy"] == 1
+    assert well["status"] == "ok" and well["passes"] == 3
+
+
+def test_ctrl_c_keeps_what_was_measured():
+    class Interrupted(FakeEngine):
+        def __call__(self, images):
+            if len(self.calls) == self.last:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    warm_up = len(stopwatch_of(FakeEngine(10)).engine.calls)
+    well, interrupted = stopwatch_of(FakeEngine(10)), FakeEngine(10)
+    interrupted.__class__, interrupted.last = Interrupted, warm_up + 3 * 5 + 2
+    interrupted = stopwatch_of(interrupted)
+    MNISTtiming.take_turns([well])
+    assert MNISTtiming.take_turns([well, interrupted], repeat=2)  # says that it was
+    assert row_of(well)["status"] == "ok"
+    row = row_of(interrupted)
+    assert row["status"] == "skipped" and row["reason"].startswith("interrupted before")
+    assert row["end_to_end"] is None
 
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan, -np.inf])
@@ -132,11 +295,31 @@ def test_wrong_answers_fail_the_row(wrong):
             answers[-1, 3] += wrong
             return answers
 
-    row = measure(Wrong(batch_size=32, delay=0))
+    row = measure(Wrong(batch_size=32))
     assert row["status"] == "failed" and "WRONG" in row["reason"]
-    record = MNISTtiming.make_record({}, [row])
+    record = MNISTtiming.make_record({"data": "MNIST"}, [row])
     json.dumps(record, allow_nan=False)
     assert "failed: WRONG" in MNISTreport.format_report(record)
+
+
+def test_int8_is_judged_by_the_answers_it_changes():
+    class Int8(FakeEngine):
+        precision = "int8"
+        swapped = 0
+
+        def __call__(self, images):
+            answers = super().__call__(images)
+            answers += 5
+            answers[:self.swapped] = answers[:self.swapped, ::-1]
+            return answers
+
+    assert measure(Int8(batch_size=100))["status"] == "ok"
+    Int8.swapped = 1  # of 100: 1 %
+    row = measure(Int8(batch_size=100))
+    assert row["status"] == "failed" and "1.00% of the answers are other digits" in row["reason"]
+
+
+# --- Statistics -----------------------------------------------------------------------------------
 
 
 def test_percentiles_need_calls_beyond_them():
@@ -151,63 +334,75 @@ def test_percentiles_need_calls_beyond_them():
 
 
 def test_no_outlier_is_removed_and_the_median_pass_is_reported():
-    result = MNISTtiming.statistics(0.5, [[1, 1, 1, 4], [2, 2, 2, 1], [9, 1, 1, 1]], full=3,
-                                    images=100)
-    assert result["total_s"] == 7 and result["median_ms"] == 1000
-    assert result["first_call_ms"] == 500
+    passes = [[1, 1, 1, 1, 4], [2, 2, 2, 2, 1], [9, 1, 1, 1, 1]]
+    turns = [MNISTtiming.Turn({"end_to_end": [seconds]}, 1) for calls in passes
+             for seconds in calls]
+    result = MNISTtiming.statistics(0.5, turns, "end_to_end", images=100)
+    assert result["total_s"] == 9 and result["median_ms"] == 1000
+    assert result["first_call_ms"] == 500 and result["unsteady"] == 9
 
 
-def test_unsteady_run_warns():
-    class Slowing(FakeEngine):
-        def __call__(self, images):
-            self.delay += 0.0002
-            return super().__call__(images)
+# --- Tables and warnings --------------------------------------------------------------------------
 
-    steady = MNISTtiming.row_warnings(measure(FakeEngine(batch_size=2, delay=0.002)))
-    unsteady = MNISTtiming.row_warnings(measure(Slowing(batch_size=2, delay=0.002)))
-    assert not any("unsteady" in text for text in steady)
-    assert any("unsteady" in text for text in unsteady)
+
+def table_of(rows):
+    return MNISTreport.format_table(rows, MNISTreport.columns_for(rows)).split("\n")
 
 
 def test_table_fits_the_screen_and_keeps_rows_that_did_not_run():
-    rows = [measure(FakeEngine(batch_size=size, delay=0)) for size in (1, 64)]
+    rows = [measure(FakeEngine(batch_size=size)) for size in (1, 64)]
     for row in rows:
         row["engine"] = "torch-compile"
         row["end_to_end"].update(total_s=1234.567, images_per_s=1234567, median_ms=1234.5)
-    rows.append(MNISTtiming.empty_row("tensorrt", "cuda", "fp16", 64, IMAGES, reason="no GPU here"))
-    lines = MNISTreport.format_table(rows).split("\n")
+    rows.append(MNISTtiming.empty_row("tensorrt", "cuda", "fp16", 64, IMAGES,
+                                      reason="no GPU here", **FACTS))
+    lines = table_of(rows)
     assert max(map(len, lines)) <= 100
     assert lines[-1].startswith("tensorrt") and lines[-1].endswith("skipped: no GPU here")
 
 
 def test_rows_skipped_for_one_reason_share_a_line_of_at_most_100_columns():
     reason = "no usable NVIDIA GPU or driver; " + "nvidia-smi shows what is there, " * 4
-    rows = [MNISTtiming.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason)
+    rows = [MNISTtiming.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason, **FACTS)
             for size in (1, 64)]
-    rows.append(measure(FakeEngine(batch_size=64, delay=0)))
-    lines = MNISTreport.format_table(rows).split("\n")
+    rows.append(measure(FakeEngine(batch_size=64)))
+    lines = table_of(rows)
     assert max(map(len, lines)) <= 100
     assert lines[3].startswith("torch  cuda fp32  1 64  skipped: no usable NVIDIA GPU")
     assert " ".join(" ".join(lines[3:-1]).split()).endswith(reason.strip())
-    markdown = MNISTreport.format_markdown(rows).split("\n")
+    markdown = MNISTreport.format_markdown(rows, MNISTreport.columns_for(rows)).split("\n")
     assert len(markdown) == 4 and len({line.count("|") for line in markdown}) == 1
 
 
 def test_launch_bound_gpu_is_explained():
-    rows = [measure(FakeEngine(batch_size=size, delay=0)) for size in (1, 64)]
+    rows = [measure(FakeEngine(batch_size=size)) for size in (1, 64)]
     for row, median in zip(rows, (0.10, 0.12)):
         row["compute"]["median_ms"] = median
     assert MNISTtiming.launch_warnings(rows) == []  # a CPU isn't launched
     for row in rows:
         row["device"] = "cuda"
-    warning, = MNISTtiming.launch_warnings(rows)
-    assert "batch 1: launch-bound" in warning and "1.2 times" in warning
+    for order in (rows, rows[::-1]):
+        warning, = MNISTtiming.launch_warnings(order)
+        assert "batch 1: launch-bound" in warning and "1.2 times" in warning
     rows[1]["compute"]["median_ms"] = 0.5
     assert MNISTtiming.launch_warnings(rows) == []
 
 
+def test_networks_have_a_column_where_there_are_several():
+    rows = [dict(measure(FakeEngine(batch_size=64)), network=name) for name in ("net", "small")]
+    lines = table_of(rows)
+    assert "network" in lines[0] and "small" in lines[4]
+    assert "network" not in table_of(rows[:1])[0]
+    rows = [dict(MNISTtiming.empty_row("torch", "cuda", "fp32", size, IMAGES, reason="no GPU",
+                                       **FACTS), network=name)
+            for name in ("net", "small") for size in (1, 64)]
+    assert table_of(rows)[-1].split() == \
+        "torch cuda fp32 net small 1 64 skipped: no GPU".split()
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system doesn't say")
-def test_what_other_programs_use_is_noticed():
+def test_what_other_programs_use_is_noticed(monkeypatch):
+    monkeypatch.setattr(MNISTtiming, "time", time)
     others = MNISTtiming.OtherPrograms()
     burn = "import time; end = time.time() + 0.6\nwhile time.time() < end: pass"
     with subprocess.Popen([sys.executable, "-c", burn]):
@@ -221,9 +416,9 @@ def test_what_other_programs_use_is_noticed():
 
 
 def test_record_has_the_schema():
-    record = MNISTtiming.make_record({"repeat": 1}, [measure(FakeEngine(batch_size=64, delay=0))])
+    record = MNISTtiming.make_record({"repeat": 1}, [measure(FakeEngine(batch_size=64))])
     record = json.loads(json.dumps(record, allow_nan=False))
-    assert record["schema"] == 1 and record["settings"] == {"repeat": 1}
+    assert record["schema"] == MNISTtiming.SCHEMA and record["settings"] == {"repeat": 1}
     row = record["rows"][0]
     assert {"engine", "device", "precision", "batch_size", "images", "status", "reason",
             "accuracy", "loss", "max_difference", "end_to_end", "compute"} <= set(row)

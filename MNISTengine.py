@@ -44,6 +44,7 @@ on_request  whether `CompareMNIST.py` times it only when asked for by name, as i
 """
 
 FILES = ("stem", "data_dir")
+TUNED = ("tuning",) + FILES
 
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
@@ -55,9 +56,9 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
                MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, (), False),
     EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
                MNISTruntimes.onnxruntime_missing, MNISTruntimes.open_onnxruntime,
-               ("tuning",) + FILES, False),
+               TUNED, False),
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
-               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, ("tuning",) + FILES, False),
+               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, TUNED, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
                MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},

@@ -2,7 +2,7 @@
 
     python GraphMNIST.py
     python GraphMNIST.py --weights mine.pth --data-dir ~/mnist
-    python GraphMNIST.py --engine torch --device cuda
+    python GraphMNIST.py --engine onnxruntime --device cpu
 
 Needs PyQt5 and a display. MNIST is used where it is already there, never fetched. F1 in the window
 shows its keys.
@@ -17,6 +17,8 @@ from MNISTscript import add_flags, make_parser, run_program
 class Reader:
     """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds."""
 
+    batch_size = 64
+
     def __init__(self, options):
         import numpy as np
 
@@ -24,9 +26,13 @@ class Reader:
         from MNISTweights import load_network
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
-        net = load_network(options.weights, options.network, options.trust_pickle).net
-        self.engine = open_engine(options.engine, net, choose_device(options.device))
-        self.batch_size = self.engine.batch_size
+        self.weights = load_network(options.weights, options.network, options.trust_pickle)
+        print(f"weights: {self.weights.origin}", flush=True)
+        device = choose_device(options.device, options.engine, options.precision)
+        # A drawing comes alone, and an engine of a larger batch would compute all of it.
+        self.engine, self.batch_engine = (
+            open_engine(options.engine, self.weights.net, device, options.precision, batch_size,
+                        self.weights.stem) for batch_size in (1, self.batch_size))
         self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
 
     def look(self, digit):
@@ -37,7 +43,7 @@ class Reader:
 
     def read(self, images):
         """uint8 (B, 28, 28) → the digits read, (B,)."""
-        return self.engine(images).argmax(1)
+        return self.batch_engine(images).argmax(1)
 
 
 class AnswerPanel:
@@ -98,6 +104,9 @@ def read_options(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--engine", default="torch", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: torch)")
+    parser.add_argument("--precision", default="fp32", metavar="NAME",
+                        help="what it computes in: fp32, tf32, bf16, fp16 or int8, as far as the "
+                             "engine can (default: fp32)")
     add_flags(parser, "network", "weights", "trust-pickle", "device", "data-dir")
     return parser.parse_args(argv)
 
@@ -105,7 +114,7 @@ def read_options(argv=None):
 def main(argv=None):
     """Open the window and wait until it is closed."""
     options = read_options(argv)
-    from MNISTwindow import run_window
+    from MNISTapplication import run_window
 
     run_window("GraphMNIST", lambda: make_window(options))
 

@@ -1,28 +1,14 @@
 """The canvas that one draws on, and pictures between Qt, numpy and files.
 
-Knows PyQt5 and numpy; whoever imports it where PyQt5 is missing gets an UnavailableError. Runs with
-PyQt5 5.10 (Jetson Nano) to the newest.
+Knows PyQt5, 5.10 (Jetson Nano) to the newest, and numpy.
 """
 
 import numpy as np
+from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyqtSignal
+from PyQt5.QtGui import QColor, QImage, QImageReader, QPainter, QPainterPath, QPen, QTabletEvent
+from PyQt5.QtWidgets import QSizePolicy, QWidget
 
-from MNISTscript import MNISTError, UnavailableError, write_atomically
-
-try:
-    from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyqtSignal
-    from PyQt5.QtGui import (
-        QColor,
-        QImage,
-        QImageReader,
-        QPainter,
-        QPainterPath,
-        QPen,
-        QTabletEvent,
-    )
-    from PyQt5.QtWidgets import QSizePolicy, QWidget
-except ImportError as error:
-    raise UnavailableError(f"the window needs PyQt5 ({error}): pip install PyQt5\n"
-                           "(on a Jetson: sudo apt install python3-pyqt5)") from error
+from MNISTscript import MNISTError, write_atomically
 
 CANVAS_SIDE = 840  # pixels of the picture behind the canvas, whatever size it is shown at
 PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIST's stroke width

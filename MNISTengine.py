@@ -105,16 +105,16 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
     return kind.open(net, device, precision, batch_size, **settings)
 
 
-def choose_device(device):
-    """ "cpu" or "cuda" for a `--device`, saying what `auto` chose.
+def choose_device(device, engine="torch", precision="fp32"):
+    """ "cpu" or "cuda" for a `--device`, saying what `auto` chose for this engine.
 
     Raises UnavailableError where CUDA is asked for by name and can't be had.
     """
-    reason = MNISTtorch.torch_missing("cuda") if device != "cpu" else None
+    reason = why_not(engine, "cuda", precision) if device != "cpu" else None
     if device == "cuda" and reason:
         raise UnavailableError(f"--device cuda: {reason}")
     if device == "auto":
-        device = "cpu" if reason else "cuda"
+        device = "cpu" if reason and "cpu" in ENGINES[engine].precisions else "cuda"
         print(f"device: {device} (auto{': ' + reason if reason else ''})", flush=True)
     return device
 

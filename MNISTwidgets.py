@@ -1,12 +1,12 @@
 """The views beside the canvas: the digit the network sees, its answer, bars, maps and numbers."""
 
 import numpy as np
+from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal
+from PyQt5.QtGui import QColor, QPainter, QPen
+from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
-from MNISTcanvas import largest_square, to_image  # first: says it where PyQt5 is missing
+from MNISTcanvas import largest_square, to_image
 
-from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal  # isort: skip
-from PyQt5.QtGui import QColor, QPainter, QPen  # isort: skip
-from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget  # isort: skip
 ACCENT = QColor("#2f6fdb")
 RIGHT, WRONG, MARK = QColor("#1a7f4b"), QColor("#c62f3b"), QColor("#ff9d00")
 CENTRED = int(Qt.AlignCenter)
@@ -36,7 +36,7 @@ class DigitView(QWidget):
         self.update()
 
     def set_patch(self, patch):
-        """Mark the pixels (row, column, side), or none for None."""
+        """Mark the pixels (row, column, height, width), or none for None."""
         self.patch = patch
         self.update()
 
@@ -50,12 +50,12 @@ class DigitView(QWidget):
             return
         painter.drawImage(square, to_image(self.digit))
         if self.patch is not None:
-            row, column, side = self.patch
+            row, column, height, width = self.patch
             cell = square.width() / 28
             painter.setRenderHint(QPainter.Antialiasing)
             painter.setPen(QPen(MARK, 2.5))
             painter.drawRect(QRectF(square.x() + column * cell, square.y() + row * cell,
-                                    side * cell, side * cell))
+                                    width * cell, height * cell))
 
 
 class AnswerView(QWidget):

@@ -4,30 +4,14 @@ import collections
 import functools
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
-
-from MNISTcanvas import (  # first: says it where PyQt5 is missing
-    PEN_WIDTH,
-    PEN_WIDTHS,
-    Canvas,
-    read_picture,
-    to_array,
-    write_picture,
-)
-from MNISTdsource import DataError, digit_from_drawing, load_split
-from MNISTscript import UnavailableError
-
-from PyQt5.QtCore import QSettings, Qt, QThread, QTimer, pyqtSignal  # isort: skip
-from PyQt5.QtGui import QColor, QImage, QKeySequence, QPalette  # isort: skip
-from PyQt5.QtWidgets import (  # isort: skip
+from PyQt5.QtCore import QSettings, Qt, QThread, pyqtSignal
+from PyQt5.QtGui import QImage, QKeySequence
+from PyQt5.QtWidgets import (
     QAction,
     QActionGroup,
-    QApplication,
     QFileDialog,
     QHBoxLayout,
     QLabel,
@@ -40,100 +24,9 @@ from PyQt5.QtWidgets import (  # isort: skip
     QVBoxLayout,
     QWidget,
 )
-PALETTE = {
-    QPalette.Window: "#f4f5f7", QPalette.WindowText: "#1d2530", QPalette.Base: "#ffffff",
-    QPalette.AlternateBase: "#e9ecf0", QPalette.Text: "#1d2530", QPalette.Button: "#f4f5f7",
-    QPalette.ButtonText: "#1d2530", QPalette.Mid: "#c3c9d2", QPalette.Highlight: "#2f6fdb",
-    QPalette.HighlightedText: "#ffffff", QPalette.ToolTipBase: "#ffffff",
-    QPalette.ToolTipText: "#1d2530",
-}
 
-STYLE = """
-QToolBar { border: none; spacing: 6px; padding: 10px 16px; }
-QToolBar QToolButton { border: 1px solid palette(mid); border-radius: 5px; padding: 5px 10px;
-                       background: palette(base); }
-QToolBar QToolButton:hover { border-color: palette(highlight); }
-QToolBar QToolButton:pressed, QToolBar QToolButton:checked {
-    background: palette(highlight); border-color: palette(highlight);
-    color: palette(highlighted-text); }
-QToolBar QToolButton:disabled { color: palette(mid); background: transparent; }
-QStatusBar::item { border: none; }
-"""
-
-
-def start_application(name):
-    """The QApplication of a program called `name`; UnavailableError where no window can open."""
-    sys.setswitchinterval(0.0005)  # the worker thread soon lets the window's have its turn
-    application = QApplication.instance()
-    if application is None:
-        check_display()
-        QApplication.setAttribute(Qt.AA_EnableHighDpiScaling)
-        QApplication.setAttribute(Qt.AA_UseHighDpiPixmaps)
-        if hasattr(QApplication, "setHighDpiScaleFactorRoundingPolicy"):  # 5.14: sharp at 150 %
-            QApplication.setHighDpiScaleFactorRoundingPolicy(
-                Qt.HighDpiScaleFactorRoundingPolicy.PassThrough)
-        application = QApplication([name])
-    application.setStyle("Fusion")
-    palette = application.palette()
-    for role, colour in PALETTE.items():
-        palette.setColor(role, QColor(colour))
-    for role in (QPalette.Text, QPalette.WindowText, QPalette.ButtonText):
-        palette.setColor(QPalette.Disabled, role, QColor("#9aa3af"))
-    application.setPalette(palette)
-    application.setStyleSheet(STYLE)
-    return application
-
-
-def check_display():
-    """Raise UnavailableError where Qt can't open windows.
-
-    Qt doesn't say so, it aborts the process; so a child process tries it first.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    trial = "from PyQt5.QtWidgets import QApplication; QApplication([])"
-    try:
-        child = subprocess.run([sys.executable, "-c", trial], timeout=20, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE)
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError("no window can be opened: the display doesn't answer") from error
-    if child.returncode:
-        lines = [line for line in child.stderr.decode(errors="replace").splitlines()
-                 if line.startswith("qt.qpa")] or [f"Qt failed with status {child.returncode}"]
-        displays = [f"{name}={os.environ[name]}" for name in
-                    ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM") if os.environ.get(name)]
-        raise UnavailableError(
-            f"no window can be opened here ({', '.join(displays) or 'DISPLAY is not set'}); "
-            f"start it on the machine's desktop, or through ssh -X\n({lines[0]})")
-
-
-def run_window(program, make_window):
-    """Show the window that `make_window()` gives until it is closed.
-
-    Raises what made it fail, KeyboardInterrupt on Ctrl-C.
-    """
-    application = start_application(program)
-    window = make_window()
-    failures = []
-
-    def fail(error):
-        failures.append(error)
-        application.quit()
-
-    excepthook, sys.excepthook = sys.excepthook, lambda kind, error, trace: fail(error)
-    signal.signal(signal.SIGINT, lambda *_: fail(KeyboardInterrupt()))
-    heartbeat = QTimer()  # lets Python run now and then, so that it sees Ctrl-C
-    heartbeat.timeout.connect(lambda: None)
-    heartbeat.start(200)
-    window.failed.connect(fail)
-    window.show()
-    application.exec_()
-    if not any(isinstance(failure, KeyboardInterrupt) for failure in failures):
-        window.close()  # waits for its worker, which Ctrl-C doesn't
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.excepthook = excepthook
-    if failures:
-        raise failures[0]
+from MNISTcanvas import PEN_WIDTH, PEN_WIDTHS, Canvas, read_picture, to_array, write_picture
+from MNISTdsource import DataError, digit_from_drawing, load_split
 
 
 class Worker(QThread):
@@ -186,7 +79,8 @@ class DigitWindow(QMainWindow):
 
     `open_network()` is called once in the worker thread. It returns an object with two methods,
     called there too: `look(digit)`, for uint8 (28, 28), whose result goes to the panel, and
-    `read(images)`, for uint8 (B, 28, 28), B <= its `batch_size`, which returns the digits read.
+    `read(images)`, for uint8 (B, 28, 28), B <= its `batch_size`, which returns the digits read;
+    its `weights`, a `MNISTweights.Network`, go into the title.
 
     `panel.opened(network)` is called when that has returned, and `panel.show(digit, label, result)`
     whenever the drawing has changed: the uint8 (28, 28) that the network received or None, the true
@@ -355,6 +249,7 @@ class DigitWindow(QMainWindow):
 
     def take_network(self, network):
         self.network = network
+        self.setWindowTitle(f"{self.program} – {network.weights.name}, {network.weights.origin}")
         self.panel.opened(network)
         self.report("")
         self.look()

@@ -19,10 +19,10 @@ from PyQt5.QtGui import QMouseEvent
 from PyQt5.QtTest import QTest
 from PyQt5.QtWidgets import QApplication, QWidget
 
+import MNISTapplication
 import MNISTcanvas
-import MNISTwindow
 
-application = MNISTwindow.start_application("tests")
+application = MNISTapplication.start_application("tests")
 
 # A digit as strokes of (x, y), on a scale of 0 to 1.
 SEVEN = [[(0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (0.62, 0.5), (0.48, 0.85)]]

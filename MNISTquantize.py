@@ -17,7 +17,6 @@ import tempfile
 import numpy as np
 
 from MNISTdsource import load_digits
-from MNISTonnx import onnx_bytes
 from MNISTscript import (
     HERE,
     MNISTError,
@@ -42,6 +41,7 @@ def quantize_missing():
 
 def network_graph(net, precision, stem=None, data_dir=None):
     """The ONNX file's bytes of a network in any precision: see `onnx_bytes` and `int8_graph`."""
+    from MNISTonnx import onnx_bytes
     return int8_graph(net, stem, data_dir) if precision == "int8" else onnx_bytes(net, precision)
 
 
@@ -53,7 +53,7 @@ def int8_graph(net, stem=None, data_dir=None):
     `data_dir`: where MNIST is, as for `load_digits`. Raises UnavailableError where there are no
     training digits.
     """
-    graph = onnx_bytes(net)
+    graph = network_graph(net, "fp32")
     wanted = dict(RECIPE, graph_sha256=hashlib.sha256(graph).hexdigest())
     kept = read_kept(stem and stem + "-int8.onnx", wanted)
     if kept:

@@ -96,11 +96,11 @@ def test_read_only_folder(small_mnist, old_weights, forbid):
                  preexec_fn=heed_permissions)
     assert err == (f"error: --output {old_weights}/net.pth: no permission to write in "
                    f"{old_weights}\n")
-    out, err = run("InferenceMNIST.py", "--weights", old_weights / "net.pth", "--data-dir",
-                   small_mnist, "--limit", 10, "--json", old_weights / "record.json", status=1,
-                   preexec_fn=heed_permissions)
-    assert "torch  cpu fp32" in out  # the table is there all the same
-    assert err == f"error: can't write {old_weights}/record.json: Permission denied\n"
+    _, err = run("InferenceMNIST.py", "--weights", old_weights / "net.pth", "--data-dir",
+                 small_mnist, "--limit", 10, "--json", old_weights / "record.json", status=2,
+                 preexec_fn=heed_permissions)
+    assert err == (f"error: --json {old_weights}/record.json: no permission to write in "
+                   f"{old_weights}\n")
     assert os.listdir(old_weights) == ["net.pth"]
     after = load_network(old_weights / "net.pth").net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -40,7 +40,13 @@ def test_killed_while_saving(tmp_path):
             while True:
                 for net in reversed(nets):
                     save_weights(net, path)
-        time.sleep(chance.uniform(0.005, 0.1))
+        for _ in range(chance.randint(1, 2)):  # saved once more, or twice
+            file = os.stat(path).st_ino
+            started = time.monotonic()
+            while os.stat(path).st_ino == file:
+                time.sleep(0.0005)
+            took = time.monotonic() - started
+        time.sleep(chance.uniform(0, took))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         loaded = load_network(path).net

@@ -166,13 +166,16 @@ NETWORKS = collections.OrderedDict((
 Call = collections.namedtuple("Call", "module input output")
 
 
-def calls(net, x):
-    """Each `Call` of an innermost module while net(x) is computed, in their order."""
+def calls(net, x, copied=False):
+    """Each `Call` of an innermost module while net(x) is computed, in their order.
+
+    `copied`: its output as it was, where the next module may overwrite it in place.
+    """
     made = []
 
     def note(module, inputs, output):
         if inputs and isinstance(inputs[0], torch.Tensor):
-            made.append(Call(module, inputs[0], output))
+            made.append(Call(module, inputs[0], output.clone() if copied else output))
 
     hooks = [module.register_forward_hook(note) for module in net.modules()
              if not list(module.children())]

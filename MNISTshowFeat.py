@@ -1,19 +1,22 @@
-"""Look at the network's first-layer filters, and at what both layers respond to in a digit.
+"""Look at a network's first-layer filters, and at what its convolutions respond to in a digit.
 
     python MNISTshowFeat.py
-    python MNISTshowFeat.py --weights mine.pth --data-dir ~/mnist
+    python MNISTshowFeat.py --network small
+    python MNISTshowFeat.py --network mine.py:MyNet --weights MyNet.pth --data-dir ~/mnist
     python MNISTshowFeat.py --save pictures --sample 7
 
 The window needs PyQt5 and a display; F1 in it shows its keys. --save needs neither: it writes
-filters.png, maps-conv1.png and maps-conv2.png. MNIST is used where it is already there, never
-fetched.
+filters.png, and maps-conv1.png and the like for each convolution. MNIST is used where it is already
+there, never fetched.
 """
 
-import collections
 import functools
+import math
 import os
+import re
 
 from MNISTscript import (
+    MNISTError,
     UnavailableError,
     add_flags,
     make_parser,
@@ -22,9 +25,7 @@ from MNISTscript import (
     write_atomically,
 )
 
-# What the layers make of one digit, float32: conv1 (20, 24, 24), pool1 (20, 12, 12),
-# conv2 (50, 8, 8), pool2 (50, 4, 4); and the digit read. No ReLU follows these layers.
-Maps = collections.namedtuple("Maps", "conv1 pool1 conv2 pool2 answer")
+READABLE = 7  # the most numbers side by side
 
 # Blue for negative, white for zero, red for positive: RGB at -1, -1/2, 0, 1/2, 1.
 DIVERGING = (28, 78, 160), (130, 178, 224), (255, 255, 255), (240, 150, 120), (178, 22, 40)
@@ -49,79 +50,77 @@ def strongest(feature_map):
     return divmod(int(feature_map.argmax()), feature_map.shape[1])
 
 
-class FeatureReader:
-    """The network with its inner layers, as `MNISTwindow.DigitWindow` wants it."""
+def open_reader(options):
+    """The network with its inner layers, as the flags ask for it."""
+    from MNISTfeatures import FeatureReader
+    from MNISTweights import load_network
 
-    batch_size = 64
+    weights = load_network(options.weights, options.network, options.trust_pickle)
+    print(f"weights: {weights.origin}", flush=True)
+    return FeatureReader(weights)
 
-    def __init__(self, options):
-        from MNISTweights import load_network
 
-        self.weights = load_network(options.weights, options.network, options.trust_pickle)
-        print(f"weights: {self.weights.origin}", flush=True)
-        self.net = self.weights.net
-        self.filters = self.net.conv1.weight.detach().numpy()[:, 0]  # (20, 5, 5)
-        self.biases = self.net.conv1.bias.detach().numpy()
+def size_of(maps):
+    """Height and width of some maps (N, H, W) as text: "24×24"."""
+    return "{}×{}".format(*maps.shape[1:])
 
-    def look(self, digit):
-        """uint8 (28, 28) → Maps."""
-        import torch
-        import torch.nn.functional as F
 
-        from MNISTdsource import normalise
+def columns_for(number, wide=False):
+    """In how many columns so many maps are shown: in a square, or in one twice as wide."""
+    return max(1, math.ceil(math.sqrt(2 * number if wide else number)))
 
-        with torch.no_grad():
-            x = torch.from_numpy(normalise(digit[None]))
-            conv1 = self.net.conv1(x)
-            pool1 = F.max_pool2d(conv1, 2)
-            conv2 = self.net.conv2(pool1)
-            pool2 = F.max_pool2d(conv2, 2)
-            answer = int(self.net(x).argmax())
-        return Maps(*(maps[0].numpy() for maps in (conv1, pool1, conv2, pool2)), answer)
 
-    def read(self, images):
-        """uint8 (B, 28, 28) → the digits read, (B,)."""
-        import torch
-
-        from MNISTdsource import normalise
-
-        with torch.no_grad():
-            return self.net(torch.from_numpy(normalise(images))).argmax(1).numpy()
+def readable(values):
+    """An array (H, W), or the part of it around its largest value that leaves room for numbers."""
+    row, column = strongest(values)
+    height, width = (min(READABLE, size) for size in values.shape)
+    top = min(max(row - height // 2, 0), values.shape[0] - height)
+    left = min(max(column - width // 2, 0), values.shape[1] - width)
+    return values[top:top + height, left:left + width]
 
 
 class LayerTab:
-    """One layer: its maps before and after pooling, and the numbers of the one chosen.
+    """One convolution: its maps, these as the next layer receives them, its filters where it reads
+    the digit itself, and the numbers of the one chosen."""
 
-    The value at (row, column) of a map comes from the `side` × `side` pixels of the digit that
-    begin at (`stride` × row, `stride` × column).
-    """
-
-    def __init__(self, conv_title, pool_title, columns, stride, side):
+    def __init__(self, layer, maps):
+        """`maps`: those of any digit, for their number and size."""
         from PyQt5.QtWidgets import QLabel
 
         from MNISTwidgets import MapGrid, NumberGrid
 
-        self.stride, self.side = stride, side
-        self.conv = MapGrid(conv_title, columns, diverging_colours)
-        self.pool = MapGrid(pool_title, columns, diverging_colours)
-        self.grids = [self.conv, self.pool]
+        self.layer = layer
+        number, wide = len(maps.maps), layer.filters is None
+        columns = columns_for(number, wide)
+        self.conv = MapGrid(f"Maps, {size_of(maps.maps)}", columns, diverging_colours)
+        self.pool = self.filters = None
+        if maps.pooled is not None:
+            self.pool = MapGrid(f"Pooled, {size_of(maps.pooled)}", columns, diverging_colours)
+        if layer.filters is not None:
+            self.filters = MapGrid(f"Filters, {size_of(layer.filters)}", columns, diverging_colours)
+            self.filters.set_maps(layer.filters, largest(layer.filters))
+        self.grids = [grid for grid in (self.filters, self.conv, self.pool) if grid]
         self.facts = QLabel(wordWrap=True)
         self.numbers = NumberGrid(diverging_colours)
         self.maps = None
         self.chosen = 0
 
-    def arrange(self, rows, stretch):
-        """A widget with `rows` of widgets in a grid; `stretch` is that of its two columns."""
+    def page(self):
+        """The widget of the tab."""
         from PyQt5.QtWidgets import QGridLayout, QWidget
 
         page = QWidget()
         grid = QGridLayout(page)
         grid.setContentsMargins(16, 16, 16, 16)
         grid.setSpacing(18)
+        below = [widget for widget in (self.conv, self.pool) if widget]
+        rows = [(self.filters, self.number_box()), below] if self.filters else [
+            (widget, self.number_box()) if widget is self.conv else (widget,) for widget in below]
+        for column, stretch in enumerate((1, 1) if self.filters else (5, 2)):
+            grid.setColumnStretch(column, stretch)
         for row, widgets in enumerate(rows):
             grid.setRowStretch(row, 1)
             for column, widget in enumerate(widgets):
-                grid.setColumnStretch(column, stretch[column])
                 grid.addWidget(widget, row, column)
         return page
 
@@ -137,43 +136,48 @@ class LayerTab:
         rows.addWidget(self.numbers, 1)
         return box
 
-    def set_maps(self, conv, pool):
-        """Show float (N, H, W) before and after pooling in one scale, or nothing for None."""
-        self.maps = conv
-        scale = 0.0 if conv is None else largest(conv)
-        self.conv.set_maps(conv, scale)
-        self.pool.set_maps(pool, scale)
+    def set_maps(self, maps):
+        """Show `MNISTfeatures.Maps` in one scale, or nothing for None."""
+        self.maps = maps
+        scale = 0.0 if maps is None else largest(maps.maps)
+        self.conv.set_maps(maps and maps.maps, scale)
+        if self.pool:
+            self.pool.set_maps(maps and maps.pooled, scale)
 
-    def show_choice(self, name):
-        """Frame the chosen map everywhere and say how it responds."""
+    def show_choice(self):
+        """Frame the chosen map everywhere, say how it responds, and show its numbers."""
         from MNISTwidgets import signed
 
         for grid in self.grids:
             grid.choose(self.chosen)
-        if self.maps is None:
-            self.facts.setText(name)
-            return
-        values = self.maps[self.chosen]
-        row, column = strongest(values)
-        self.facts.setText(
-            f"{name}\nresponds from {signed(values.min())} to {signed(values.max())}, "
-            f"most at row {row}, column {column}, marked on the digit")
+        kind = "Filter" if self.filters else "Map"
+        text = f"{kind} {self.chosen}, bias {signed(self.layer.biases[self.chosen])}"
+        if self.maps is not None:
+            values = self.maps.maps[self.chosen]
+            row, column = strongest(values)
+            text += (f"\nresponds from {signed(values.min())} to {signed(values.max())}, "
+                     f"most at row {row}, column {column}, marked on the digit")
+        self.facts.setText(text)
+        grid = self.filters or self.pool or self.conv
+        self.numbers.set_values(None if grid.maps is None else readable(grid.maps[self.chosen]),
+                                grid.scale)
 
     def patch(self):
-        """(row, column, side) of the patch of the digit that excites the chosen map most."""
+        """(row, column, height, width) of the patch of the digit that excites the chosen map most;
+        None where it sees none."""
         if self.maps is None:
             return None
-        row, column = strongest(self.maps[self.chosen])
-        return self.stride * row, self.stride * column, self.side
+        patch = self.layer.patches[strongest(self.maps.maps[self.chosen])]
+        return tuple(int(number) for number in patch) if patch[2] else None
 
 
 class FeaturePanel:
-    """What stands below and beside the canvas."""
+    """What stands below and beside the canvas; a tab for each convolution of the network."""
 
     def __init__(self):
         from PyQt5.QtWidgets import QHBoxLayout, QTabWidget, QWidget
 
-        from MNISTwidgets import AnswerView, DigitView, MapGrid, captioned
+        from MNISTwidgets import AnswerView, DigitView, captioned
 
         self.answer = AnswerView()
         self.network_input = DigitView()
@@ -183,76 +187,88 @@ class FeaturePanel:
         columns.setSpacing(16)
         columns.addWidget(captioned("The network sees", self.network_input), 1)
         columns.addWidget(captioned("Answer", self.answer), 1)
-
-        self.reader = None
-        self.filters = MapGrid("Filters, 5×5", 5, diverging_colours)
-        first = LayerTab("Maps, 24×24", "Pooled, 12×12", 5, stride=1, side=5)
-        first.grids.append(self.filters)
-        second = LayerTab("Maps, 8×8", "Pooled, 4×4", 10, stride=2, side=14)
-        self.layers = first, second
+        self.layers = []
         self.beside = QTabWidget()
-        self.beside.addTab(first.arrange([(self.filters, first.number_box()),
-                                          (first.conv, first.pool)], (1, 1)), "First layer")
-        self.beside.addTab(second.arrange([(second.conv, second.number_box()), (second.pool,)],
-                                          (5, 2)), "Second layer")
+        self.beside.setUsesScrollButtons(True)
         self.beside.currentChanged.connect(self.show_choice)
-        for layer in self.layers:
-            for grid in layer.grids:
-                grid.hovered.connect(functools.partial(self.choose, layer))
 
     def opened(self, reader):
-        self.reader = reader
-        self.filters.set_maps(reader.filters, largest(reader.filters))
+        """Make the tabs of this network."""
+        import numpy as np
+
+        maps, _ = reader.look(np.zeros((28, 28), np.uint8))
+        for layer, example in zip(reader.layers, maps):
+            tab = LayerTab(layer, example)
+            for grid in tab.grids:
+                grid.hovered.connect(functools.partial(self.choose, tab))
+            self.layers.append(tab)
+            self.beside.addTab(tab.page(), layer.name)
+        if not self.layers:
+            self.beside.addTab(note(NO_CONVOLUTION), "No layer")
         self.show_choice()
 
-    def show(self, digit, label, maps):
-        """Show the newest drawing; `maps` is what `FeatureReader.look` returned, or None."""
-        first, second = self.layers
+    def show(self, digit, label, result):
+        """Show the newest drawing; `result` is what `FeatureReader.look` returned, or None."""
+        maps, answer = result or ([None] * len(self.layers), None)
         self.network_input.set_digit(digit)
-        self.answer.set_answer(maps and maps.answer, label)
-        first.set_maps(maps and maps.conv1, maps and maps.pool1)
-        second.set_maps(maps and maps.conv2, maps and maps.pool2)
+        self.answer.set_answer(answer, label)
+        for tab, seen in zip(self.layers, maps):
+            tab.set_maps(seen)
         self.show_choice()
 
-    def choose(self, layer, index):
-        layer.chosen = index
+    def choose(self, tab, index):
+        tab.chosen = index
         self.show_choice()
 
     def show_choice(self):
         """Frame what is chosen, show its numbers, mark the patch that excites it most."""
-        from MNISTwidgets import signed
+        for tab in self.layers:
+            tab.show_choice()
+        if self.layers:
+            self.network_input.set_patch(self.layers[self.beside.currentIndex()].patch())
 
-        if self.reader is None:
-            return
-        first, second = self.layers
-        weights = self.reader.filters[first.chosen]
-        first.show_choice(f"Filter {first.chosen}, bias {signed(self.reader.biases[first.chosen])}")
-        first.numbers.set_values(weights, self.filters.scale)
-        second.show_choice(f"Map {second.chosen}")
-        pooled = second.pool.maps
-        second.numbers.set_values(None if pooled is None else pooled[second.chosen],
-                                  second.pool.scale)
-        self.network_input.set_patch(self.layers[self.beside.currentIndex()].patch())
+
+NO_CONVOLUTION = "This network has no convolution: there are no filters and no maps to look at."
+
+
+def note(text):
+    """A page with a text in its middle."""
+    from PyQt5.QtCore import Qt
+    from PyQt5.QtWidgets import QLabel
+
+    label = QLabel(text, wordWrap=True)
+    label.setAlignment(Qt.AlignCenter)
+    return label
+
+
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 def save_pictures(options):
     """Write what the window shows as pictures, with matplotlib alone."""
+    reader = open_reader(options)
+    if not reader.layers:
+        raise MNISTError(NO_CONVOLUTION)
     digit, name = choose_digit(options)
-    reader = FeatureReader(options)
-    maps = reader.look(digit)
-    title = f"{name}, read as {maps.answer}"
+    maps, answer = reader.look(digit)
     try:
         os.makedirs(options.save, exist_ok=True)
     except OSError as error:
         raise UnavailableError(f"can't make the folder {options.save}: {error.strerror}") from error
-    save_picture(options.save, "filters.png", "First layer", [
-        ("20 filters, 5×5", reader.filters, 5, largest(reader.filters))])
-    save_picture(options.save, "maps-conv1.png", title, [
-        ("20 feature maps of the first layer, 24×24", maps.conv1, 5, largest(maps.conv1)),
-        ("after pooling, 12×12", maps.pool1, 5, largest(maps.conv1))], digit)
-    save_picture(options.save, "maps-conv2.png", title, [
-        ("50 feature maps of the second layer, 8×8", maps.conv2, 10, largest(maps.conv2)),
-        ("after pooling, 4×4", maps.pool2, 10, largest(maps.conv2))], digit)
+    first = reader.layers[0]
+    if first.filters is not None:
+        save_picture(options.save, "filters.png", f"{first.name} of {reader.weights.origin}", [
+            (f"{len(first.filters)} filters, {size_of(first.filters)}", first.filters,
+             columns_for(len(first.filters)), largest(first.filters))])
+    for layer, seen in zip(reader.layers, maps):
+        columns = columns_for(len(seen.maps), wide=layer.filters is None)
+        grids = [(f"{len(seen.maps)} feature maps of {layer.name}, {size_of(seen.maps)}",
+                  seen.maps, columns, largest(seen.maps))]
+        if seen.pooled is not None:
+            grids.append((f"after pooling, {size_of(seen.pooled)}", seen.pooled, columns,
+                          largest(seen.maps)))
+        save_picture(options.save, f"maps-{re.sub('[^0-9A-Za-z_.-]', '_', layer.name)}.png",
+                     f"{name}, read as {answer}", grids, digit)
 
 
 def choose_digit(options):
@@ -307,7 +323,7 @@ def tile(maps, columns):
     """float (N, H, W) → 2-D array with the maps, enlarged, in rows of `columns`; NaN between."""
     import numpy as np
 
-    zoom, gap = 96 // maps.shape[1], 9
+    zoom, gap = max(1, 96 // max(maps.shape[1:])), 9
     maps = maps.repeat(zoom, 1).repeat(zoom, 2)
     count, height, width = maps.shape
     rows = -(-count // columns)
@@ -334,14 +350,19 @@ def read_options(argv=None):
     parser.add_argument("--save", metavar="DIR", help="write the pictures into DIR; no window")
     parser.add_argument("--sample", type=int, metavar="N",
                         help="with --save: the test digit to take (default: the first)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.sample is not None and not options.save:
+        parser.error("--sample has no effect without --save; in the window, G goes to a digit")
+    if options.sample is not None and options.sample < 0:
+        parser.error("--sample counts from 0")
+    return options
 
 
 def make_window(options):
     """The window, not yet shown."""
     from MNISTwindow import DigitWindow
 
-    return DigitWindow("MNISTshowFeat", FeaturePanel(), lambda: FeatureReader(options),
+    return DigitWindow("MNISTshowFeat", FeaturePanel(), lambda: open_reader(options),
                        options.data_dir, size=(1180, 760), stretch=(2, 5))
 
 

@@ -36,7 +36,7 @@ class DigitView(QWidget):
         self.update()
 
     def set_patch(self, patch):
-        """Mark the pixels (row, column, side), or none for None."""
+        """Mark the pixels (row, column, height, width), or none for None."""
         self.patch = patch
         self.update()
 
@@ -50,12 +50,12 @@ class DigitView(QWidget):
             return
         painter.drawImage(square, to_image(self.digit))
         if self.patch is not None:
-            row, column, side = self.patch
+            row, column, height, width = self.patch
             cell = square.width() / 28
             painter.setRenderHint(QPainter.Antialiasing)
             painter.setPen(QPen(MARK, 2.5))
             painter.drawRect(QRectF(square.x() + column * cell, square.y() + row * cell,
-                                    side * cell, side * cell))
+                                    width * cell, height * cell))
 
 
 class AnswerView(QWidget):

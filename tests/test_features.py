@@ -1,12 +1,16 @@
 """MNISTshowFeat: its window, driven by the mouse, and the pictures it writes without one."""
 
 import numpy as np
+import own_networks
 import pytest
+import torch
 from scripts import run
 from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
 from MNISTdsource import normalise
+from MNISTfeatures import FeatureReader
+from MNISTweights import Network, save_weights
 
 
 @pytest.fixture
@@ -44,18 +48,18 @@ def test_maps_are_those_of_the_network(window):
 def test_one_scale_per_kind(window):
     for layer in window.panel.layers:
         assert layer.conv.scale == layer.pool.scale == abs(layer.conv.maps).max()
-    assert window.panel.filters.scale == abs(window.network.filters).max()
+    assert window.panel.layers[0].filters.scale == abs(window.network.layers[0].filters).max()
 
 
 @pytest.mark.parametrize("index", [0, 7, 19])
 def test_hovering_a_filter(window, index):
     first = window.panel.layers[0]
-    hover(window.panel.filters, index)
+    hover(window.panel.layers[0].filters, index)
     for grid in first.grids:
         assert grid.chosen == index
-    assert np.array_equal(first.numbers.values, window.network.filters[index])
+    assert np.array_equal(first.numbers.values, window.network.layers[0].filters[index])
     row, column = np.unravel_index(responses(window)[index].argmax(), (24, 24))
-    assert part(window, "network_input").patch == (row, column, 5)
+    assert part(window, "network_input").patch == (row, column, 5, 5)
     assert f"row {row}, column {column}" in first.facts.text()
 
 
@@ -64,25 +68,94 @@ def test_hovering_a_map_of_the_second_layer(window):
     second = window.panel.layers[1]
     hover(second.conv, 42)
     assert second.pool.chosen == 42
-    row, column, side = part(window, "network_input").patch
-    assert side == 14 and max(row, column) <= 28 - 14
+    row, column, height, width = part(window, "network_input").patch
+    assert height == width == 14 and max(row, column) <= 28 - 14
     assert np.array_equal(second.numbers.values, second.pool.maps[42])
 
 
 def test_what_is_hovered_is_seen(window):
-    before = window.panel.filters.grab().toImage()
-    hover(window.panel.filters, 11)
-    assert window.panel.filters.grab().toImage() != before
+    before = window.panel.layers[0].filters.grab().toImage()
+    hover(window.panel.layers[0].filters, 11)
+    assert window.panel.layers[0].filters.grab().toImage() != before
 
 
 def test_nothing_drawn_has_no_maps(window):
     click(window, "clear")
     assert all(layer.conv.maps is None for layer in window.panel.layers)
     assert part(window, "network_input").patch is None
-    assert window.panel.filters.maps is not None
+    assert window.panel.layers[0].filters.maps is not None
     draw(window.canvas, ONE)
     settle(window)
     assert part(window, "answer").text() == "1"
+
+
+def test_says_which_weights(window):
+    assert "weights/net.pth (shipped)" in window.windowTitle()
+
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in own_networks.NETWORKS])
+def test_any_network(tmp_path, name):
+    """A tab for each convolution, whatever they are called and however they are connected."""
+    net = getattr(own_networks, name)()
+    save_weights(net, tmp_path / "mine.pth")
+    with opened(MNISTshowFeat, tmp_path, "--network", f"{own_networks.__file__}:{name}",
+                "--weights", str(tmp_path / "mine.pth")) as window:
+        draw(window.canvas, SEVEN)
+        settle(window)
+        tabs = window.panel.layers
+        assert len(tabs) == sum(isinstance(module, torch.nn.Conv2d) for module in net.modules())
+        for index, tab in enumerate(tabs):
+            window.panel.beside.setCurrentIndex(index)
+            hover(tab.conv, len(tab.maps.maps) - 1)
+            assert np.isfinite(tab.maps.maps).all() and "responds from" in tab.facts.text()
+            row, column, height, width = part(window, "network_input").patch
+            assert 0 <= row <= row + height <= 28 and 0 <= column <= column + width <= 28
+        assert window.panel.beside.count() == max(1, len(tabs))
+        assert part(window, "answer").text() in set("0123456789")
+
+
+def reader_of(net):
+    return FeatureReader(Network(net.eval(), "mine", "mine.pth", "mine.pth"))
+
+
+def test_what_a_map_sees_of_the_digit():
+    reader = reader_of(own_networks.Branches())
+    narrow, wide = reader.layers
+    assert narrow.patches[10, 10].tolist() == [9, 9, 3, 3]
+    assert wide.patches[10, 10].tolist() == [7, 7, 7, 7]
+    assert wide.patches[0, 27].tolist() == [0, 24, 4, 4]  # the rest is padding
+    strided, _, pointwise, _ = reader_of(own_networks.Depthwise()).layers
+    assert strided.patches[3, 5].tolist() == [6, 10, 5, 5]
+    assert pointwise.patches[1, 2].tolist() == [2, 4, 9, 9]
+
+
+def test_pooled_maps_come_from_modules_too():
+    reader = reader_of(own_networks.BatchNorm())
+    maps, _ = reader.look(np.full((28, 28), 99, np.uint8))
+    assert [(len(seen.maps),) + seen.maps.shape[1:] + seen.pooled.shape[1:] for seen in maps] == [
+        (6, 24, 24, 12, 12), (8, 10, 10, 5, 5)]
+
+
+def test_maps_are_those_before_an_activation_in_place():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5), torch.nn.ReLU(inplace=True),
+                              torch.nn.Flatten(), torch.nn.Linear(2304, 10), torch.nn.LogSoftmax(1))
+    digit = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    (seen,), _ = reader_of(net).look(digit)
+    with torch.no_grad():
+        expected = net[0](torch.from_numpy(normalise(digit[None])))[0].numpy()
+    assert expected.min() < 0 and np.allclose(seen.maps, expected, atol=1e-5)
+
+
+def test_a_network_without_convolutions_says_so(tmp_path):
+    save_weights(own_networks.Dense(), tmp_path / "mine.pth")
+    _, err = run("MNISTshowFeat.py", "--network", f"{own_networks.__file__}:Dense", "--weights",
+                 tmp_path / "mine.pth", "--save", tmp_path / "pictures", status=1)
+    assert "has no convolution" in err and not (tmp_path / "pictures").exists()
+
+
+def test_sample_without_save_is_refused():
+    _, err = run("MNISTshowFeat.py", "--sample", 3, status=2)
+    assert "no effect without --save" in err
 
 
 def test_colours_diverge_from_white():

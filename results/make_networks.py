@@ -1,0 +1,121 @@
+"""Write README's table of networks from the records of their trainings and of one comparison.
+
+examples:
+  python CompareMNIST.py --network net small lenet5 --json results/2026-01-31-desktop.json
+  python results/make_networks.py results/2026-01-31-desktop.json
+
+The trainings: weights/NAME.json for what is shipped, results/training/*.json for the seeds beside.
+"""
+
+import collections
+import glob
+import json
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, ROOT)
+
+from MNISTreport import read_record  # noqa: E402
+from MNISTscript import MNISTError, make_parser, run_program, write_atomically  # noqa: E402
+
+BEGIN, END = "<!-- networks: made by results/make_networks.py -->", "<!-- end of networks -->"
+
+# What was published for these networks, % of the test digits.
+PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}
+
+
+def main():
+    parser = make_parser(__doc__)
+    parser.add_argument("record", metavar="FILE", help="a record of CompareMNIST.py --json")
+    arguments = parser.parse_args()
+    table = make_table(trainings(), read_record(arguments.record))
+    path = os.path.join(ROOT, "README.md")
+    with open(path, encoding="utf-8") as file:
+        page = file.read()
+    if BEGIN not in page or END not in page:
+        raise MNISTError(f"{path} lacks the lines between which the table goes")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    with write_atomically(path) as file:
+        file.write(f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+
+
+def trainings():
+    """The records of the whole trainings, by network: the shipped one first, None where there is
+    none."""
+    shipped = [read_training(path) for path in glob.glob(os.path.join(ROOT, "weights", "*.json"))]
+    others = [read_training(path)
+              for path in sorted(glob.glob(os.path.join(HERE, "training", "*.json")))]
+    found = collections.OrderedDict()
+    for record in shipped:
+        found[record["settings"]["network"]] = [record]
+    for record in others:
+        if not record["settings"]["validate"]:
+            found.setdefault(record["settings"]["network"], [None]).append(record)
+    return found
+
+
+def read_training(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def make_table(found, comparison):
+    """The table in Markdown."""
+    engines = list(collections.OrderedDict.fromkeys(
+        row["engine"] for row in comparison["rows"]
+        if row["end_to_end"] and row["engine"] != "usual-loop"
+        and (row["device"], row["precision"]) == ("cpu", "fp32")))
+    header = ["network", "parameters", "multiply-adds", "file KB", "shipped %", "3 seeds %",
+              "published %", "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1)]
+    order = sorted(found, key=lambda name: (found[name][0] is None, name != "net", name))
+    for name in order:
+        lines.append(cells(name, found[name]) + [times(comparison, name, engine)
+                                                 for engine in engines])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cells(name, records):
+    """What the trainings say of one network."""
+    shipped, runs = records[0], [record for record in records if record]
+    one = runs[0]
+    seeds = {record["settings"]["seed"]: record["result"]["accuracy"] for record in runs
+             if recipe_of(record) == recipe_of(one)}
+    size = os.path.join(ROOT, "weights", name + ".pth")
+    epochs = one["settings"]["epochs"]
+    return [
+        f"`{name}`", f"{one['weights']['parameters']:,}",
+        f"{one['weights']['multiply_adds']:,}",
+        f"{os.path.getsize(size) / 1000:,.0f}" if shipped else "not shipped",
+        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else "-",
+        spread(list(seeds.values())), PUBLISHED.get(name, "-"),
+        f"{epochs} epoch{'s' if epochs > 1 else ''}, {one['result']['seconds'] / 60:.0f} min"]
+
+
+def recipe_of(record):
+    """The settings of a training but for its seed."""
+    return {key: value for key, value in record["settings"].items() if key != "seed"}
+
+
+def spread(accuracies):
+    """Mean ± standard deviation of fractions, in %; their number where it isn't three."""
+    mean = sum(accuracies) / len(accuracies)
+    if len(accuracies) == 1:
+        return f"{mean:.2%}"[:-1] + " (one)"
+    deviation = (sum((x - mean) ** 2 for x in accuracies) / (len(accuracies) - 1)) ** 0.5
+    number = "" if len(accuracies) == 3 else f" ({len(accuracies)})"
+    return f"{mean * 100:.2f} ± {deviation * 100:.2f}{number}"
+
+
+def times(comparison, name, engine):
+    """Seconds for all the digits at batch 1 and 64."""
+    seconds = {row["batch_size"]: row["end_to_end"]["total_s"] for row in comparison["rows"]
+               if (row["network"], row["engine"], row["device"], row["precision"])
+               == (name, engine, "cpu", "fp32") and row["end_to_end"]}
+    return " / ".join(f"{seconds[size]:.3f}" if size in seconds else "-" for size in (1, 64))
+
+
+if __name__ == "__main__":
+    run_program(main)

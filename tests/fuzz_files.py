@@ -3,9 +3,9 @@
     python tests/fuzz_files.py --idx 100000 --weights 20000
 
 Only the project's own error may come out, naming the file; no file may take more processor time
-than the checksum of four gigabytes (about a second), and the memory stays (on Linux) within 200 MB of what was held before. The ordinary
-tests do a smaller number through the same code. hypothesis chooses the damage, the same each time,
-and shows the smallest that it finds to fail.
+than the checksum of four gigabytes (about a second), and the memory stays (on Linux) within 200 MB
+of what was held before. The ordinary tests do a smaller number through the same code. hypothesis
+chooses the damage, the same each time, and shows the smallest that it finds to fail.
 """
 
 import argparse

@@ -50,7 +50,7 @@ def test_timing(begin, program, tmp_path):
                     tmp_path / "record.json", stderr=its_end)
     os.close(its_end)
     shown = b""
-    while b"timing [" not in shown or b"  2%" not in shown:
+    while b"timing [" not in shown or b"  3%" not in shown:
         shown += os.read(terminal, 1000)
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=120)[0]

@@ -1,6 +1,6 @@
 """How a network is trained: the recipe, the loop, and what is done to the digits on the way.
 
-    recipe = Recipe(epochs=3, augment=True)
+    recipe = Recipe(epochs=3, augment=1.0)
     training, held_out = hold_out(load_tensors("train", "cpu"))
     net = new_network("net", Net, recipe, "cpu")
     history = train(net, recipe, training, held_out)
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
     lr: float = None  # the peak; None: that of LEARNING_RATES
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05  # weight of the wrong answers in the loss
-    augment: bool = False
+    augment: float = 0.0  # the share of each batch's digits that `augment` changes
     precision: str = "auto"  # "fp32", "bf16", or what `use_bfloat16` makes of "auto"
     seed: int = 0
 
@@ -203,8 +203,9 @@ def train_epoch(net, recipe, optimiser, digits, epoch, bfloat16, teacher, after_
         batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
         answers = labels[batch][rank::world]
         x = normalise(images[batch][rank::world])
-        if recipe.augment:
-            x = augment(x, chance)
+        changed = round(recipe.augment * len(x))  # the first ones: the order is random
+        if changed:
+            x = torch.cat([augment(x[:changed], chance), x[changed:]])
         with arithmetic(bfloat16, device):
             log_probabilities = net(x).float()
             wanted = teach(teacher, x)

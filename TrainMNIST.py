@@ -4,7 +4,7 @@ examples:
   python TrainMNIST.py                                    5 epochs, about 99.4 %
   python TrainMNIST.py --epochs 60 --augment              slower, better, also for what you draw
   python TrainMNIST.py --validate --lr 0.02               try a recipe without the test digits
-  python TrainMNIST.py --network small --teacher weights/net.pth --optimizer adamw --augment
+  python TrainMNIST.py --network small --teacher weights/net.pth --augment
   python TrainMNIST.py --network mine.py:MyNet            your own network: writes MyNet.pth
   python TrainMNIST.py --epochs 60 --augment --resume     go on where that command was stopped
   torchrun --nproc_per_node 2 TrainMNIST.py               on two processes or GPUs
@@ -32,7 +32,6 @@ from MNISTscript import (
     run_program,
     save_json,
     warn,
-    write_atomically,
 )
 from MNISTtraining import (
     HELD_OUT,
@@ -91,8 +90,10 @@ def parse_arguments():
     parser.add_argument("--label-smoothing", type=float, default=DEFAULTS.label_smoothing,
                         metavar="X", help="weight of the wrong answers in the loss "
                                           "(default: %(default)s)")
-    parser.add_argument("--augment", action="store_true",
-                        help="turn, stretch, slant, move, thicken and thin the digits at random")
+    parser.add_argument("--augment", type=float, nargs="?", const=1.0, default=DEFAULTS.augment,
+                        metavar="SHARE",
+                        help="turn, stretch, slant, move, thicken and thin the digits at random: "
+                             "all of them, or this share of each batch")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"),
                         default=DEFAULTS.precision,
                         help="of the training arithmetic; auto takes bf16 where the processor "
@@ -116,6 +117,8 @@ def parse_arguments():
         parser.error(f"--lr must be above 0, not {arguments.lr}")
     if not 0 <= arguments.weight_decay < math.inf:
         parser.error(f"--weight-decay must be at least 0, not {arguments.weight_decay}")
+    if not 0 <= arguments.augment <= 1:
+        parser.error(f"--augment must be from 0 to 1, not {arguments.augment}")
     if not 0 <= arguments.label_smoothing < 1:
         parser.error(f"--label-smoothing must be from 0 to 1, not {arguments.label_smoothing}")
     return arguments
@@ -326,15 +329,13 @@ def file_digest(path):
 
 def plot(path, record):
     """Draw a record's loss and share of misread digits by epoch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
-    from MNISTreport import plot_format
+    from MNISTplot import new_figure, save_figure
     digits = "held-out" if record["settings"]["validate"] else "test"
     history = record["epochs"]
     epochs = [line["epoch"] for line in history]
-    figure = Figure(figsize=(9, 3.5), dpi=120)
-    FigureCanvasAgg(figure)  # needs no display
+    figure = new_figure(9, 3.5, dpi=120)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
     left.plot(epochs, [line["loss"] for line in history], "s--", label=digits)
@@ -343,13 +344,16 @@ def plot(path, record):
     right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
     right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
     for axes in (left, right):
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(alpha=0.3, which="both")
         axes.margins(x=0.03)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
                     f"test digits after {len(history)} epochs, {record['result']['seconds']:.0f} s")
     figure.tight_layout(rect=(0, 0, 1, 0.97))
-    with write_atomically(path) as file:
-        figure.savefig(file, format=plot_format(path))
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

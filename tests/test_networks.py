@@ -91,6 +91,29 @@ def test_what_a_network_costs(trained):
         12**2 * 8 * 25 + 10**2 * 8 * 9 + 10**2 * 8 * 12 + 8**2 * 12 * 4 * 9 + 120)
 
 
+def test_what_the_built_in_networks_cost():
+    small, lenet5 = NETWORKS["small"](), NETWORKS["lenet5"]()
+    assert count_parameters(small) == 17842 and count_multiply_adds(small) == 603600
+    assert [count_parameters(layer) for layer in lenet5.children()] == [
+        156, 2416, 48120, 10164, 850]
+
+
+@pytest.mark.parametrize("name, norms", [("separable", 0), ("separable-dropout", 0),
+                                         ("separable-bn", 4), ("separable-bn-dropout", 4)])
+def test_the_separable_network_is_that_of_the_table(name, norms):
+    net = NETWORKS[name]()
+    layers = {key: count_parameters(layer) for key, layer in net.named_children()}
+    assert sum(layer > 0 for key, layer in layers.items() if "norm" in key) == norms
+    table = {key: count for key, count in layers.items() if count and "norm" not in key}
+    assert table == {"conv1": 848, "conv2a": 8384, "conv2b": 8384, "fc1": 25089000, "fc2": 500500,
+                     "fc3": 5010}
+    assert sum(table.values()) == 25612126
+    assert net.dropout.p == (0.5 if "dropout" in name else 0)
+    maps = {call.module: call.output.shape[1:] for call in calls(net, torch.zeros(2, 1, 28, 28))}
+    assert maps[net.conv1[1]] == (1, 28, 28) and maps[net.conv1[2]] == (32, 28, 28)
+    assert maps[net.conv2b[1]] == (32, 28, 28) and maps[net.conv2b[2]] == (64, 28, 28)
+
+
 @pytest.mark.parametrize("engine", [name for name, kind in MNISTengine.ENGINES.items()
                                     if "cpu" in kind.precisions and not kind.on_request])
 @pytest.mark.parametrize("name", ALL)
@@ -127,7 +150,7 @@ def test_graph_is_right_at_any_batch_size(trained, digits, name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ALL)
 def test_training_takes_it(digits, name, precision):
-    recipe = Recipe(epochs=2, batch_size=48, augment=True, precision=precision)
+    recipe = Recipe(epochs=2, batch_size=48, augment=0.7, precision=precision)
     images = torch.from_numpy(digits)
     labels = torch.arange(len(images)) % 10
     net = new_network(*find_network(f"{OWN}:{name}"), recipe, "cpu")

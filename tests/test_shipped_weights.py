@@ -1,5 +1,8 @@
-"""What the weights that the project ships can read."""
+"""What the weights that the project ships can read, and what their records say of them."""
 
+import glob
+import hashlib
+import json
 import os
 
 import numpy as np
@@ -7,17 +10,19 @@ import pytest
 import torch
 
 from MNISTdsource import digit_from_drawing, load_split, normalise
+from MNISTmodel import count_multiply_adds, count_parameters
 from MNISTweights import SHIPPED, load_network
 
 SIZE, MARGIN = 280, 30  # pixels of a drawing: the digit's longer side, and the border
 PEN_WIDTH = 28  # pixels: a tenth of the digit, two of its 20 pixels, as MNIST's strokes are
 
 
-def share_read(images, labels):
+def share_read(images, labels, name="net"):
     """The share of the images that the shipped network reads as their labels."""
-    net = load_network(os.path.join(SHIPPED, "net.pth")).net  # whatever was trained beside it
+    net = load_network(os.path.join(SHIPPED, name + ".pth")).net
     with torch.no_grad():
-        log_probabilities = net(torch.from_numpy(normalise(images)))
+        log_probabilities = torch.cat([net(part) for part in
+                                       torch.from_numpy(normalise(images)).split(1000)])
     return float((log_probabilities.argmax(1).numpy() == labels).mean())
 
 
@@ -43,8 +48,9 @@ def draw(strokes, pen_width=PEN_WIDTH):
 
 
 @pytest.mark.mnist
-def test_reads_the_test_digits(mnist_dir):
-    assert share_read(*load_split("test", mnist_dir)) >= 0.9965
+@pytest.mark.parametrize("name, share", [("net", 0.9965), ("lenet5", 0.9920)])
+def test_reads_the_test_digits(mnist_dir, name, share):
+    assert share_read(*load_split("test", mnist_dir), name) >= share
 
 
 @pytest.mark.mnist
@@ -73,4 +79,25 @@ def test_the_width_of_the_pen_hardly_matters(pen_digits, pen_width):
 @pytest.mark.slow
 def test_reads_what_people_drew_with_a_pen(pen_digits):
     digits = np.stack([digit_from_drawing(draw(strokes)) for strokes, _ in pen_digits])
-    assert share_read(digits, np.array([label for _, label in pen_digits])) >= 0.970
+    labels = np.array([label for _, label in pen_digits])
+    for name, share in (("net", 0.970),):
+        assert share_read(digits, labels, name) >= share, name
+
+
+RECORDS = sorted(glob.glob(os.path.join(SHIPPED, "*.json")))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=os.path.basename)
+def test_record_is_that_of_the_weights(path):
+    with open(path) as file:
+        record = json.load(file)
+    stem = os.path.splitext(path)[0]
+    with open(stem + ".pth", "rb") as file:
+        assert record["weights"]["sha256"] == hashlib.sha256(file.read()).hexdigest()
+    shipped = load_network(stem + ".pth")
+    assert record["settings"]["network"] == shipped.name
+    assert record["weights"]["parameters"] == count_parameters(shipped.net)
+    assert record["weights"]["multiply_adds"] == count_multiply_adds(shipped.net)
+    assert len(record["epochs"]) == record["settings"]["epochs"]
+    assert record["result"]["accuracy"] == record["epochs"][-1]["accuracy"]
+    assert os.path.isfile(stem + ".png")

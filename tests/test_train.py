@@ -1,5 +1,6 @@
 """TrainMNIST.py, run as a program on a few digits, and its parts."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,10 @@ from scripts import ROOT, run, start
 
 import MNISTtraining
 import TrainMNIST
-from MNISTdsource import normalise
-from MNISTweights import load_network
+from MNISTdsource import generated_digits, normalise
+from MNISTmodel import NETWORKS
+from MNISTscript import UnavailableError
+from MNISTweights import load_network, trained_path
 
 
 @pytest.fixture
@@ -50,6 +53,9 @@ def test_killed_run_resumes_to_the_same_weights(train, small_mnist, tmp_path):
     assert not output.exists()
     out, _ = run(*command, "--resume")
     assert "resuming after epoch" in out
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]  # with those before
+    assert record["result"]["seconds"] == sum(epoch["seconds"] for epoch in record["epochs"])
     assert identical(undisturbed, load_network(output).net.state_dict())
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.pth", "b.json", "b.pth"]
 
@@ -107,6 +113,9 @@ def test_record_and_plot(train, tmp_path):
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
     assert record["epochs"][-1]["train_loss"] < record["epochs"][0]["train_loss"]
     assert 0.5 < record["result"]["accuracy"] <= 1 and record["settings"]["epochs"] == 3
+    assert record["weights"]["file"] == "net.pth" and record["weights"]["parameters"] == 431080
+    assert record["weights"]["sha256"] == TrainMNIST.file_digest(tmp_path / "net.pth")
+    assert not (tmp_path / "net.json").exists()  # --json said where
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -115,11 +124,57 @@ def test_record_and_plot(train, tmp_path):
     (["--output", "no/such/folder/net.pth"], "there is no folder"),
     (["--lr", "-1"], "--lr must be above 0"),
     (["--epochs", "0"], "at least 1"),
+    (["--augment", "1.5"], "--augment must be from 0 to 1"),
+    (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
+    (["--json", "no/such/folder/record.json"], "--json no/such/folder/record.json: there is no"),
+    (["--plot", "no/such/folder/curves.png"], "--plot no/such/folder/curves.png: there is no"),
+    (["--plot", "curves.xyz"], "end it in .png"),
+    (["--network", "nett"], "did you mean net?"),
+    (["--teacher", "no.pth"], "no weights file no.pth"),
     (["--validate"], "10000 digits are to be held out"),
 ])
 def test_bad_requests(small_mnist, tmp_path, flags, words):
-    _, err = run("TrainMNIST.py", "--data-dir", small_mnist, *flags, status=2, cwd=tmp_path)
-    assert words in err
+    out, err = run("TrainMNIST.py", "--data-dir", small_mnist, "--output", "net.pth", *flags,
+                   status=2, cwd=tmp_path)
+    assert words in err and "epoch 1" not in out and os.listdir(tmp_path) == []
+
+
+def test_diverged_training_replaces_nothing(small_mnist, tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"weights of old")
+    _, err = run("TrainMNIST.py", "--data-dir", small_mnist, "--output", "net.pth", "--lr", 1e4,
+                 status=1, cwd=tmp_path)
+    assert "the training diverged in epoch 1; nothing was saved" in err and "--lr" in err
+    assert (tmp_path / "net.pth").read_bytes() == b"weights of old"
+    assert os.listdir(tmp_path) == ["net.pth"]
+
+
+def test_student_of_another_network(train, small_mnist, tmp_path):
+    train("net.pth")
+    output = tmp_path / "small.pth"
+    out, _ = run("TrainMNIST.py", "--data-dir", small_mnist, "--network", "small", "--teacher",
+                 tmp_path / "net.pth", "--epochs", 2, "--output", output, "--optimizer", "adamw")
+    assert f"teacher: net, {tmp_path / 'net.pth'}" in out
+    assert load_network(output).name == "small"
+    record = json.loads((tmp_path / "small.json").read_text())
+    assert record["settings"]["network"] == "small"
+    assert record["teacher_sha256"] == TrainMNIST.file_digest(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("network, flags, output, record", [
+    ("net", [], "NetMNIST.pth", "NetMNIST.json"),
+    ("small", ["--validate"], "SmallMNIST-validate.pth", "SmallMNIST-validate.json"),
+    ("MyNet", ["--output", "x/a.pth"], "x/a.pth", "x/a.json"),
+    ("MyNet", ["--output", "x/a.pth", "--json", "-"], "x/a.pth", "-"),
+])
+def test_where_weights_and_record_go(monkeypatch, tmp_path, network, flags, output, record):
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["TrainMNIST.py", *flags])
+    arguments = TrainMNIST.parse_arguments()
+    TrainMNIST.choose_files(arguments, network)
+    home = os.path.dirname(trained_path(network))
+    assert [os.path.relpath(path, home if "/" not in output else None) if path != "-" else "-"
+            for path in (arguments.output, arguments.json)] == [output, record]
 
 
 def test_learning_rate_is_one_cycle():
@@ -165,3 +220,149 @@ def test_one_epoch_on_the_real_digits(mnist_dir, tmp_path):
                  "--output", tmp_path / "net.pth")
     accuracy = float(out.split("(")[-1].split(" %")[0])
     assert accuracy > 98.5 and "/10000" in out
+
+
+# --- The loop, called as other programs do --------------------------------------------------------
+
+
+class Noisy(torch.nn.Module):
+    """Batch norm, whose averages are no parameters, and dropout, which draws numbers itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 5, stride=3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(256, 10),
+            torch.nn.LogSoftmax(1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """(digits to train on, digits to watch), generated."""
+    digits = [torch.from_numpy(array) for array in generated_digits(700, seed=1)]
+    digits[1] = digits[1].long()
+    return [array[:500] for array in digits], [array[500:] for array in digits]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
+    recipe = MNISTtraining.Recipe(epochs=4, augment=1.0, optimizer=optimizer)
+    whole = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
+    MNISTtraining.train(whole, recipe, *few)
+
+    class Stop(Exception):
+        pass
+
+    def stop(history):
+        TrainMNIST.save_state(tmp_path / "state", recipe._asdict(), net, optimiser, history)
+        if len(history) == 2:
+            raise Stop
+
+    for _ in range(2):
+        net = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
+        optimiser = MNISTtraining.make_optimiser(net, recipe)
+        history = []
+        if (tmp_path / "state").exists():
+            history = TrainMNIST.resume(tmp_path / "state", recipe._asdict(), net, optimiser)
+        with contextlib.suppress(Stop):
+            history = MNISTtraining.train(net, recipe, *few, optimiser=optimiser, history=history,
+                                          after_epoch=stop)
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert identical(whole.state_dict(), net.state_dict())
+    assert whole.layers[1].num_batches_tracked == 4 * 8
+
+
+def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
+    recipe = MNISTtraining.Recipe(epochs=6, batch_size=16, precision="fp32")
+    (images, labels), watched = few
+    teacher = MNISTtraining.new_network("net", NETWORKS["net"], recipe, "cpu")
+    MNISTtraining.train(teacher, recipe, (images, labels), watched)
+    before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
+    wrong = labels[torch.randperm(len(labels), generator=MNISTtraining.generator("cpu", 0))]
+
+    def accuracy(**more):
+        student = MNISTtraining.new_network("small", NETWORKS["small"], recipe, "cpu")
+        return MNISTtraining.train(student, recipe, (images, wrong), watched,
+                                   **more)[-1]["accuracy"]
+    assert accuracy(teacher=teacher) > 0.8 > 0.4 > accuracy()
+    assert identical(before, teacher.state_dict())
+
+
+def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
+    answers = torch.randn(6, 10).log_softmax(1)
+    labels = torch.arange(6)
+    alone = MNISTtraining.loss_of(answers, labels, 0)
+    assert torch.allclose(alone, -answers[labels, labels].mean())
+    with_teacher = MNISTtraining.loss_of(answers, labels, 0, answers)
+    assert torch.allclose(with_teacher, (1 - MNISTtraining.TEACHER_SHARE) * alone, atol=1e-6)
+    other = MNISTtraining.loss_of(answers, labels, 0, answers.roll(1, 1))
+    assert other > with_teacher + 0.1
+
+
+def test_after_step_and_frozen_parameters(few):
+    recipe = MNISTtraining.Recipe(epochs=1)
+    net = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
+    net.layers[0].weight.requires_grad_(False)
+    frozen, steps = net.layers[0].weight.clone(), []
+
+    def mask():
+        steps.append(1)
+        with torch.no_grad():
+            net.layers[5].weight[:, :100] = 0
+    MNISTtraining.train(net, recipe, *few, after_step=mask)
+    assert len(steps) == 8 and torch.equal(frozen, net.layers[0].weight)
+    assert net.layers[5].weight[:, :100].abs().max() == 0 < net.layers[5].weight.abs().max()
+    with pytest.raises(UnavailableError, match="nothing to train"):
+        MNISTtraining.make_optimiser(net.requires_grad_(False), recipe)
+
+
+def test_dilation_is_max_pooling():
+    x = torch.randn(3, 1, 28, 28)
+    assert torch.equal(MNISTtraining.dilate(x), torch.nn.functional.max_pool2d(x, 3, 1, 1))
+
+
+# --- What it computes with ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capability, has", [((5, 3), False), ((7, 5), False), ((8, 0), True),
+                                             ((8, 7), True), ((12, 0), True)])
+def test_bfloat16_on_a_gpu_is_not_emulated(monkeypatch, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # true of Turing too
+    assert MNISTtraining.use_bfloat16("auto", "cuda") is has
+    assert MNISTtraining.use_bfloat16("bf16", "cuda") and not MNISTtraining.use_bfloat16("fp32",
+                                                                                         "cuda")
+
+
+def test_float32_on_a_gpu_is_not_tf32():
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = torch.backends.cudnn.deterministic
+    for backend in backends:
+        backend.allow_tf32 = True
+    try:
+        MNISTtraining.prepare_device(torch.device("cuda"))
+        assert not any(backend.allow_tf32 for backend in backends)
+        assert torch.backends.cudnn.deterministic
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def test_processes_on_a_cpu_talk_through_gloo(monkeypatch):
+    import torch.distributed as dist
+    backends = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", backends.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for device in ("cpu", "cuda"):
+        with TrainMNIST.process_group(device) as group:
+            assert group == (0, 1)
+    assert backends == ["gloo", "nccl"]

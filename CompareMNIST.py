@@ -59,8 +59,8 @@ def parse_arguments():
     parser.add_argument("--precision", nargs="+", metavar="NAME",
                         choices=("fp32", "tf32", "bf16", "fp16", "int8"),
                         help="what to compute in: fp32 tf32 bf16 fp16 int8 (default: all)")
-    add_flags(parser, "memory", "batch-size", "threads", "limit", "repeat", "seconds", "json",
-              "plot", seconds=60)
+    add_flags(parser, "memory", "batch-size", "threads", "no-tuning", "limit", "repeat",
+              "seconds", "json", "plot", seconds=60)
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--compare", nargs="+", metavar="FILE",
                         help="measure nothing; show these records (from --json) beside each other")
@@ -96,7 +96,8 @@ def compare_engines(arguments):
     references = {network: reference_answers(network.net, images) for network in networks}
 
     others = OtherPrograms()
-    entries = [(start(network, images, combination, batch_size, arguments.memory), network)
+    options = {"tuning": not arguments.no_tuning, "data_dir": arguments.data_dir}
+    entries = [(start(network, images, combination, batch_size, arguments.memory, options), network)
                for combination in wanted for network in networks
                for batch_size in arguments.batch_size]
     stopwatches = [entry for entry, _ in entries if not isinstance(entry, dict)]
@@ -156,8 +157,11 @@ def wanted_engines(arguments):
     return wanted
 
 
-def start(network, images, combination, batch_size, memory):
-    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had."""
+def start(network, images, combination, batch_size, memory, options):
+    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had.
+
+    `options`: see `MNISTengine.open_engine`.
+    """
     from MNISTengine import open_engine, why_not
     from MNISTtiming import Stopwatch, empty_row
     name, device, precision = combination
@@ -168,11 +172,12 @@ def start(network, images, combination, batch_size, memory):
         started = time.perf_counter()
         try:
             engine = open_engine(name, network.net, device, precision, batch_size, network.stem,
-                                 **settings)
+                                 **settings, **options)
             seconds = time.perf_counter() - started
             print(f"{network.name}: {name} {device} {precision} batch {batch_size}: ready after "
                   f"{seconds:.1f} s ({engine.detail})", file=sys.stderr, flush=True)
-            return Stopwatch(engine, images, prepare_s=seconds, **facts)
+            return Stopwatch(engine, images, prepare_s=seconds,
+                             tuning=getattr(engine, "tuning", None), **facts)
         except UnavailableError as error:
             reason = str(error)
         except Exception as error:  # whatever breaks one engine, the others still run

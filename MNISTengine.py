@@ -26,11 +26,12 @@ import MNISTenginefile
 import MNISTruntimes
 import MNISTtensorrt
 import MNISTtorch
+import MNISTtuning
 from MNISTdsource import normalise
 from MNISTscript import UnavailableError
 
 EngineKind = collections.namedtuple(
-    "EngineKind", "name precisions missing open keeps_files on_request")
+    "EngineKind", "name precisions missing open settings on_request")
 EngineKind.__doc__ = """One kind of engine.
 
 name        as `--engine` spells it
@@ -38,27 +39,32 @@ precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", 
 missing     function of (device, precision) and the engine's own settings: why it can't run so on
             this machine, or None
 open        function of (net, device, precision, batch_size): the engine
-keeps_files whether `open` also takes a `stem`: it builds something that is worth keeping
+settings    which of stem, data_dir and tuning (see `open_engine`) `open` takes as well
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
 """
 
+FILES = ("stem", "data_dir")
+TUNED = ("tuning",) + FILES
+
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
-    EngineKind("torch", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.torch_missing, MNISTtorch.TorchEngine, False, False),
+    EngineKind("torch", {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
+               MNISTtorch.torch_missing, MNISTtorch.open_torch, ("tuning",), False),
     EngineKind("torch-compile", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, False, True),
-    EngineKind("torch-graph", {"cuda": ("fp32",)},
-               MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, False, False),
-    EngineKind("onnxruntime", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTruntimes.onnxruntime_missing, MNISTruntimes.OnnxRuntimeEngine, False, False),
-    EngineKind("openvino", {"cpu": ("fp32",)},
-               MNISTruntimes.openvino_missing, MNISTruntimes.OpenVinoEngine, False, False),
-    EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "fp16")},
-               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, True, False),
+               MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, (), True),
+    EngineKind("torch-graph", {"cuda": ("fp32", "tf32", "bf16", "fp16")},
+               MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, (), False),
+    EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
+               MNISTruntimes.onnxruntime_missing, MNISTruntimes.open_onnxruntime,
+               TUNED, False),
+    EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
+               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, TUNED, False),
+    EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
+               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, False, False),
+               MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, (), False),
 ))
+
 
 def why_not(name, device="cpu", precision="fp32", **settings):
     """Why this engine can't be had here, in one line with the remedy; None where it can.
@@ -77,11 +83,16 @@ def why_not(name, device="cpu", precision="fp32", **settings):
     return ENGINES[name].missing(device, precision, **settings)
 
 
-def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None, **settings):
+def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None,
+                data_dir=None, tuning=True, **settings):
     """Open an engine for `net` (any network, left as it is) that takes up to `batch_size` digits.
 
-    `stem`: path, without extension, of the files that some engines keep, named after the weights
-    (see `MNISTweights.Network`); None: nothing is kept. `settings`: what this engine alone knows.
+    stem: path, without extension, of the files that some engines keep, named after the weights
+        (see `MNISTweights.Network`); None: nothing is kept.
+    data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
+    tuning: try a few settings of the library for a moment each and take the quickest (see
+        `MNISTtuning`); False: take the library's defaults.
+    settings: what this engine alone knows.
 
     Raises UnavailableError with the reason of `why_not` where this machine can't.
     """
@@ -89,8 +100,8 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
     if reason:
         raise UnavailableError(f"{name} on {device}: {reason}")
     kind = ENGINES[name]
-    if kind.keeps_files:
-        settings["stem"] = stem
+    given = {"stem": stem, "data_dir": data_dir, "tuning": tuning}
+    settings.update({setting: given[setting] for setting in kind.settings})
     return kind.open(net, device, precision, batch_size, **settings)
 
 
@@ -109,11 +120,13 @@ def choose_device(device, engine="torch", precision="fp32"):
 
 
 def set_threads(threads):
-    """Let torch use this many CPU threads (None: leave its choice); returns how many it uses."""
-    import torch
+    """Let every engine on the CPU that is opened from now on use this many threads; returns how
+    many torch uses. None: torch's choice, and for each engine what it is quickest with."""
     if threads:
+        import torch
         torch.set_num_threads(threads)
-    return torch.get_num_threads()
+        MNISTtuning.set_threads(threads)
+    return MNISTtorch.default_threads()
 
 
 def reference_answers(net, images):

@@ -45,10 +45,10 @@ class EngineFile:
     it `path`.json records what it was made from, with what and for which GPU.
     """
 
-    def __init__(self, net, precision, batches, stem=None):
+    def __init__(self, net, precision, batches, stem=None, data_dir=None):
         """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
-        None: nothing is kept."""
-        from MNISTonnx import onnx_bytes
+        None: nothing is kept. `data_dir`: of the digits that int8 is calibrated on."""
+        from MNISTquantize import network_graph, weights_in_float
 
         self.trt = import_tensorrt()
         self.net, self.precision, self.batches = net, precision, batches
@@ -57,8 +57,12 @@ class EngineFile:
         self.path = engine_path(stem, precision, batches)
         self.graph_precision = graph_precision(self.trt, precision)
         suffix = "" if self.graph_precision == "fp32" else "-" + self.graph_precision
+        self.graph = network_graph(net, self.graph_precision, stem if self.keeps else None,
+                                   data_dir)
+        if self.graph_precision == "int8":
+            suffix += "-tensorrt"  # beside the other form of it
+            self.graph = weights_in_float(self.graph)
         self.graph_path = stem + suffix + ".onnx"
-        self.graph = onnx_bytes(net, self.graph_precision)
         # null where one engine serves every GPU, so that what was built without any is taken too
         gpu, compute_capability = (None, None) if is_portable(self.trt) else find_gpu()
         self.wanted = {
@@ -168,7 +172,7 @@ def show_elapsed(what):
 
 
 def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, stem=None,
-                  memory="auto", rebuild=False, digits=None):
+                  memory="auto", rebuild=False, digits=None, data_dir=None):
     """A `TensorRTEngine` for `net`, from the cache where it is up to date, else built now.
 
     `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
@@ -177,7 +181,8 @@ def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, st
     """
     trt = import_tensorrt()
     gpu_memory = choose_memory(memory)()
-    engine_file = EngineFile(net, precision, batches or (batch_size, batch_size), stem)
+    engine_file = EngineFile(net, precision, batches or (batch_size, batch_size), stem,
+                             data_dir)
     plan = None if rebuild else engine_file.read()
     loaded = None
     if plan:

@@ -113,6 +113,7 @@ class Connection(asyncio.Protocol):
         self.waiting = collections.deque()  # whole requests
         self.current = None  # the one that is being answered
         self.closing = False  # nothing more is read
+        self.finished = False  # the last answer has been sent
         self.writable = True
         self.unsent = 0  # bytes of an answer that the client doesn't fetch, reserved
         self.since = time.monotonic()  # when what it does now began
@@ -251,9 +252,11 @@ class Connection(asyncio.Protocol):
 
     def enqueue(self):
         """The incoming request is as whole as it will be."""
-        self.waiting.append(self.incoming)
-        self.incoming = None
-        self.head = 0
+        request, self.incoming, self.head = self.incoming, None, 0
+        if self.finished:  # it came in one packet with the last one that is answered
+            self.server.reserved -= request.room
+            return
+        self.waiting.append(request)
         if len(self.waiting) == PIPELINE + 1:
             self.transport.pause_reading()
         self.next_request()
@@ -294,7 +297,7 @@ class Connection(asyncio.Protocol):
         if last:
             # What the client still sends is read and thrown away for a moment: closing at once
             # could make its system throw away the answer.
-            self.closing = True
+            self.closing = self.finished = True
             if not self.transport.is_closing():
                 self.transport.write_eof()
         elif self.waiting:

@@ -73,7 +73,7 @@ class PageRoutes:
         request.kind = "page"
         if len(request.body) != 784:
             raise RequestError("the body is a digit, 784 grey levels")
-        if model.first_layer is None:
+        if model.first_layer.layer is None:
             raise RequestError(f"{model.name} has no first layer of filters", 404)
         digit = np.frombuffer(request.body, np.uint8).reshape(28, 28)
         request.answer_json(model.first_layer.show(digit))
@@ -136,38 +136,26 @@ def load_page():
 
 
 class FirstLayer:
-    """The first layer of a network that looks at the digit with filters: its filters and maps.
+    """The first convolution of a network that reads the digit itself: its filters and maps.
 
-    Found with forward hooks, whatever the network calls it.
+    `layer` is a `MNISTfeatures.Layer`, or None where the network has none.
     """
 
     def __init__(self, net):
-        import torch
-        self.torch, self.net = torch, net
-        self.layer = None
-        hooks = [module.register_forward_hook(self.find) for module in net.modules()
-                 if getattr(module, "weight", None) is not None]
-        self.run(np.zeros((28, 28), np.uint8))
-        for hook in hooks:
-            hook.remove()
-
-    def find(self, module, inputs, output):
-        if self.layer is None and module.weight.dim() == 4 and output.dim() == 4:
-            self.layer = module
-
-    def run(self, digit):
-        with self.torch.no_grad():
-            self.net(self.torch.from_numpy(normalise(digit[np.newaxis])))
+        from MNISTfeatures import convolutions
+        self.net = net
+        self.layer = next((layer for layer in convolutions(net) if layer.filters is not None), None)
 
     def show(self, digit):
         """The filters and the maps of a digit, uint8 (28, 28), as JSON takes them: each a shape
         and base64 of bytes, 128 standing for 0."""
-        maps = []
-        hook = self.layer.register_forward_hook(lambda _, __, output: maps.append(output[0]))
-        self.run(digit)
-        hook.remove()
-        filters = self.layer.weight.detach()[:, 0]
-        return {"filters": grey_pictures(filters.numpy()), "maps": grey_pictures(maps[0].numpy())}
+        import torch
+
+        from MNISTfeatures import maps_of, watch
+        with torch.no_grad():
+            made, _ = watch(self.net, torch.from_numpy(normalise(digit[np.newaxis])))
+        maps = maps_of(made, self.layer.module).maps
+        return {"filters": grey_pictures(self.layer.filters), "maps": grey_pictures(maps)}
 
 
 def grey_pictures(values):

@@ -3,40 +3,60 @@
 Each is opened by `MNISTengine.open_engine`.
 """
 
+import functools
 import io
 
 import numpy as np
 
 from MNISTbuffers import FixedBuffers
+from MNISTquantize import network_graph, quantize_missing
 from MNISTscript import UnavailableError, package_missing
-from MNISTtorch import torch_missing
+from MNISTtorch import default_threads, torch_missing
+from MNISTtuning import describe_threads, quickest, settings_to_try
+
+
+def open_onnxruntime(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
+    """An `OnnxRuntimeEngine` for `net`, on the CPU with the quickest settings; see
+    `MNISTtuning.settings_to_try` and `MNISTquantize.network_graph`."""
+    graph = network_graph(net, precision, stem, data_dir)
+    make = functools.partial(OnnxRuntimeEngine, graph, device, precision, batch_size)
+    if device != "cpu":
+        return make()
+    # What "all" adds to "extended" is a layout that pads channels to multiples of 16: it pays for
+    # some networks and costs with others.
+    candidates = settings_to_try(tuning, default_threads(), {"threads": 0, "level": "all"},
+                                 level=("extended", "all"))
+    return quickest(make, candidates, describe_onnxruntime)
+
+
+def describe_onnxruntime(threads, level):
+    """The settings of an `OnnxRuntimeEngine` in words."""
+    return f"{describe_threads(threads)}, optimisation: {level}"
 
 
 class OnnxRuntimeEngine(FixedBuffers):
-    """ONNX Runtime on the exported graph, on the CPU or a CUDA GPU."""
+    """ONNX Runtime on an exported graph (bytes), on the CPU or a CUDA GPU.
+
+    `threads`: of the CPU; 0: one per core. `level`: "extended" or "all" of its optimisations.
+    """
 
     name = "onnxruntime"
-    PROVIDERS = {"cpu": ("CPUExecutionProvider", {}),
-                 "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"})}
+    PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-    def __init__(self, net, device, precision, batch_size):
+    def __init__(self, graph, device, precision, batch_size, threads=0, level="all"):
         import onnxruntime
-        import torch
 
-        from MNISTonnx import onnx_bytes
         self.device, self.precision, self.batch_size = device, precision, batch_size
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # The level above this one pads channels to multiples of 16 (20 and 50 to 32 and 64), which
-        # costs more here than its layout gains: measured, a fifth of the time.
-        options.graph_optimization_level = (
-            onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+        options.intra_op_num_threads = threads
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, "ORT_ENABLE_" + level.upper())
         wanted = self.PROVIDERS[device]
-        self.session = onnxruntime.InferenceSession(onnx_bytes(net), options,
-                                                    providers=[wanted])
+        settings = {} if device == "cpu" else {"use_tf32": str(int(precision == "tf32"))}
+        self.session = onnxruntime.InferenceSession(graph, options, providers=[(wanted, settings)])
         provider = self.session.get_providers()[0]
-        if provider != wanted[0]:  # it takes the CPU where CUDA fails, and only logs that
-            raise UnavailableError(f"ONNX Runtime uses {provider} in place of {wanted[0]}; what "
+        if provider != wanted:  # it takes the CPU where CUDA fails, and only logs that
+            raise UnavailableError(f"ONNX Runtime uses {provider} in place of {wanted}; what "
                                    "it printed says why (mostly CUDA or cuDNN of another version)")
         self.pixels = np.zeros((batch_size, 1, 28, 28), np.float32)
         self.log_probs = np.zeros((batch_size, 10), np.float32)
@@ -47,8 +67,6 @@ class OnnxRuntimeEngine(FixedBuffers):
         self.binding.bind_ortvalue_input("image", self.x)
         self.binding.bind_ortvalue_output("log_probs", self.y)
         self.detail = f"ONNX Runtime {onnxruntime.__version__}, {provider}"
-        if device == "cpu":
-            self.detail += f", {options.intra_op_num_threads} threads"
 
     def prepare(self, images):
         super().prepare(images)
@@ -76,7 +94,7 @@ def onnxruntime_missing(device, precision):
     reason = (torch_missing(device, precision) or package_missing("onnx")
               or package_missing("onnxruntime"))
     if reason or device == "cpu":
-        return reason
+        return reason or (quantize_missing() if precision == "int8" else None)
     import onnxruntime
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "this onnxruntime is a CPU build; pip install onnxruntime-gpu in its place"
@@ -85,29 +103,35 @@ def onnxruntime_missing(device, precision):
     return None
 
 
+def open_openvino(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
+    """An `OpenVinoEngine` for `net` with the quickest number of threads, as `open_onnxruntime`."""
+    graph = network_graph(net, "int8" if precision == "int8" else "fp32", stem, data_dir)
+    make = functools.partial(OpenVinoEngine, graph, device, precision, batch_size)
+    candidates = settings_to_try(tuning, default_threads(), {"threads": 0})
+    return quickest(make, candidates, describe_threads)
+
+
 class OpenVinoEngine(FixedBuffers):
-    """OpenVINO on the exported graph, on the CPU."""
+    """OpenVINO on an exported graph (bytes), on the CPU. `threads`: how many; 0: its choice."""
 
     name = "openvino"
 
-    def __init__(self, net, device, precision, batch_size):
+    def __init__(self, graph, device, precision, batch_size, threads=0):
         import openvino
-        import torch
-
-        from MNISTonnx import onnx_bytes
         self.device, self.precision, self.batch_size = device, precision, batch_size
         core = openvino.Core()
-        model = core.read_model(io.BytesIO(onnx_bytes(net)))
+        model = core.read_model(io.BytesIO(graph))
         model.reshape([batch_size, 1, 28, 28])
-        threads = torch.get_num_threads()
-        self.model = core.compile_model(model, "CPU", {
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32"})  # some CPUs would round to bfloat16
+        settings = {"PERFORMANCE_HINT": "LATENCY",
+                    # Left alone, it rounds to bfloat16 where the CPU can.
+                    "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self.model = core.compile_model(model, "CPU", settings)
         self.request = self.model.create_infer_request()
         self.pixels = self.request.get_input_tensor().data
         self.log_probs = self.request.get_output_tensor().data
-        version = openvino.__version__.split("-")[0]
-        self.detail = f"OpenVINO {version}, {threads} threads"
+        self.detail = "OpenVINO " + openvino.__version__.split("-")[0]
 
     def compute(self, x):
         self.request.infer()
@@ -117,6 +141,19 @@ class OpenVinoEngine(FixedBuffers):
 
 
 def openvino_missing(device, precision):
-    """Why OpenVINO can't run here, with the remedy; None where it can."""
-    return (torch_missing(device, precision) or package_missing("onnx")
-            or package_missing("openvino"))
+    """Why OpenVINO can't compute so here, with the remedy; None where it can."""
+    reason = (torch_missing(device) or package_missing("onnx") or package_missing("openvino"))
+    if reason:
+        return reason
+    if precision == "int8":
+        return quantize_missing()
+    if precision == "bf16" and "BF16" not in openvino_capabilities():
+        return "this CPU has no bf16 that OpenVINO knows of (AVX512-BF16 or AMX)"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def openvino_capabilities():
+    """What the CPU is quick at, in OpenVINO's words: FP32, INT8, BF16…"""
+    import openvino
+    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

@@ -246,7 +246,10 @@ FLAGS = {
     "batch-size": dict(type=positive_int, nargs="+", default=[1, 64], metavar="N",
                        help="batch sizes to time (default: 1 64)"),
     "threads": dict(type=positive_int, metavar="N",
-                    help="CPU threads (default: what torch chooses, one per core)"),
+                    help="CPU threads (default: one per core, or what an engine is quickest "
+                         "with)"),
+    "no-tuning": dict(action="store_true", help="take each library's default settings instead of "
+                                                "trying which are quickest here"),
     "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
     "repeat": dict(type=positive_int, metavar="N",
                    help="make N passes over the images (default: until the times are steady)"),

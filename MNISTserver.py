@@ -34,7 +34,7 @@ Model = collections.namedtuple("Model", "name engines batcher first_layer facts"
 Model.__doc__ = """A network that is served.
 
 batcher      the `Batcher` before its `engines`
-first_layer  a `FirstLayer`, or None where it has none that can be shown
+first_layer  a `MNISTpage.FirstLayer`
 facts        what the page says of it, a dictionary
 """
 
@@ -228,12 +228,11 @@ def open_models(settings, metrics):
         engine = settings.engines[name]
         engines = Engines(engine, network, settings.device, settings.precision,
                           settings.max_batch)
-        first_layer = FirstLayer(network.net)
         parameters = sum(tensor.numel() for tensor in network.net.parameters())
         models[name] = Model(
             name, engines, Batcher(name, engines, metrics, settings.max_waiting,
                                    settings.max_delay),
-            first_layer if first_layer.layer else None,
+            FirstLayer(network.net),
             {"name": name, "platform": engine, "engine": engines.detail,
              "weights": network.origin, "parameters": parameters})
     return models

@@ -4,45 +4,62 @@ Each is opened by `MNISTengine.open_engine`. Uses torch, and torchvision for the
 """
 
 import copy
+import functools
 
 import numpy as np
 
 from MNISTbuffers import CudaBuffers
 from MNISTdsource import MEAN, STD, normalise
 from MNISTscript import package_missing
+from MNISTtuning import describe_threads, quickest, settings_to_try, threads_asked_for
+
+
+def open_torch(net, device, precision, batch_size, tuning=True):
+    """The `TorchEngine` with the quickest settings; see `MNISTtuning.settings_to_try`."""
+    candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
+                                 {"threads": default_threads(), "channels_last": False},
+                                 channels_last=(False, True))
+    return quickest(functools.partial(TorchEngine, net, device, precision, batch_size), candidates,
+                    functools.partial(describe_settings, device))
+
+
+def describe_settings(device, threads, channels_last):
+    """The settings of a `TorchEngine` in words."""
+    layout = "channels-last" if channels_last else "channels-first"
+    return f"{describe_threads(threads)}, {layout}" if device == "cpu" else layout
 
 
 class TorchEngine:
     """PyTorch, eager, on the CPU or a CUDA GPU.
 
-    On the CPU the weights are channels-last, which oneDNN runs up to twice as fast; on a GPU the
-    pixels travel as bytes through page-locked memory, and float32 means float32 (no TF32).
+    On a GPU the pixels travel as bytes through page-locked memory. `threads`: of the CPU; None:
+    torch's choice. `channels_last`: the layout of the maps, which suits some CPUs and GPUs better.
     """
 
     name = "torch"
 
-    def __init__(self, net, device, precision, batch_size):
+    def __init__(self, net, device, precision, batch_size, threads=None, channels_last=False):
         import torch
 
-        from MNISTfold import channels_last, fold
+        import MNISTfold
         self.torch = torch
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self.net = fold(net).to(device)
-        if device == "cpu":
-            self.net = channels_last(self.net)
-            self.detail = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-        else:
-            forbid_tf32(torch)
+        self.threads = threads or default_threads()
+        self.net = MNISTfold.rounded(MNISTfold.fold(net), precision).to(device)
+        if channels_last:
+            self.net = MNISTfold.channels_last(self.net)
+        self.detail = f"torch {torch.__version__}"
+        if device != "cpu":
             self.pinned_in = torch.empty((batch_size, 28, 28), dtype=torch.uint8).pin_memory()
             self.pinned_out = torch.empty((batch_size, 10)).pin_memory()
-            self.detail = f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
+            self.detail += f", {torch.cuda.get_device_name()}"
 
     def __call__(self, images):
         with self.torch.inference_mode():
             if self.device == "cpu":
-                return self.net(self.prepare(images)).numpy()
+                return self.compute(self.prepare(images)).numpy()
             answers = self.pinned_out[:len(images)]
-            answers.copy_(self.net(self.prepare(images)), non_blocking=True)
+            answers.copy_(self.compute(self.prepare(images)), non_blocking=True)
             self.synchronise()
             return answers.numpy()
 
@@ -55,6 +72,7 @@ class TorchEngine:
         return pixels.unsqueeze(1).float()
 
     def compute(self, x):
+        settle(self.torch, self.device, self.precision, self.threads)
         with self.torch.inference_mode():
             return self.net(x)
 
@@ -66,9 +84,30 @@ class TorchEngine:
         self.net = None
 
 
-def forbid_tf32(torch):
-    """Make float32 on a GPU mean float32: TF32 keeps 10 of its 23 bits."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+_chosen_by_torch = []  # before any engine was tuned
+
+
+def default_threads():
+    """The number of threads that torch chose itself, or was told (`MNISTengine.set_threads`)."""
+    if threads_asked_for():
+        return threads_asked_for()
+    if not _chosen_by_torch:
+        import torch
+        _chosen_by_torch.append(torch.get_num_threads())
+    return _chosen_by_torch[0]
+
+
+def settle(torch, device, precision, threads):
+    """Set what torch keeps for the whole process, and what each engine wants otherwise."""
+    if device != "cpu":
+        allow_tf32(torch, precision == "tf32")
+    elif torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def allow_tf32(torch, allowed):
+    """Let float32 on a GPU be TF32, which keeps 10 of its 23 bits, or make it mean float32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 class TorchCompileEngine(TorchEngine):
@@ -80,7 +119,8 @@ class TorchCompileEngine(TorchEngine):
     name = "torch-compile"
 
     def __init__(self, net, device, precision, batch_size):
-        super().__init__(net, device, precision, batch_size)
+        super().__init__(net, device, precision, batch_size, channels_last=True)
+        self.detail += ", " + describe_settings(device, self.threads, True)
         self.padded = np.zeros((batch_size, 28, 28), np.uint8)
         self.net = self.torch.compile(self.net, dynamic=False)
 
@@ -106,14 +146,14 @@ class TorchGraphEngine(CudaBuffers):
         import torch
 
         from MNISTcuda import TorchMemory
-        from MNISTfold import fold
+        from MNISTfold import fold, rounded
         super().__init__(TorchMemory(), batch_size)
         self.torch, self.device, self.precision = torch, device, precision
-        forbid_tf32(torch)
-        self.net = fold(net).to(device)
+        self.net = rounded(fold(net), precision).to(device)
         self.detail = f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
 
     def start_alone(self):
+        allow_tf32(self.torch, self.precision == "tf32")
         with self.torch.no_grad(), self.torch.cuda.stream(self.memory.stream):
             self.device_log_probs.copy_(self.net(self.device_pixels))
 
@@ -134,9 +174,10 @@ class UsualLoop:
         self.torch = torch
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.net = copy.deepcopy(net).eval().to(device)
-        if device != "cpu":
-            forbid_tf32(torch)
+        self.threads = default_threads()
         self.detail = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+        if device == "cpu":
+            self.detail += f", {describe_threads(self.threads)}"
 
     def loop(self, images):
         """Yield the answers of one batch of the images (uint8 (N, 28, 28)) after the other."""
@@ -152,6 +193,7 @@ class UsualLoop:
         return self.torch.from_numpy(normalise(images)).to(self.device)
 
     def compute(self, x):
+        settle(self.torch, self.device, self.precision, self.threads)
         with self.torch.no_grad():
             return self.net(x)
 
@@ -181,13 +223,13 @@ def usual_dataset(images, labels):
 
 
 def torch_missing(device, precision="fp32"):
-    """Why PyTorch can't run on `device` here, with the remedy; None where it can."""
+    """Why PyTorch can't run so on `device` here, with the remedy; None where it can."""
     try:
         import torch
     except ImportError:
         return "PyTorch is not installed; pip install torch"
     if device == "cpu":
-        return None
+        return bfloat16_missing(device) if precision == "bf16" else None
     if not torch.cuda.is_available():
         if torch.version.cuda is None:
             return "this torch is a CPU build; install one with CUDA (pytorch.org/get-started)"
@@ -196,7 +238,37 @@ def torch_missing(device, precision="fp32"):
         torch.zeros(1, device="cuda").add_(1).item()
     except RuntimeError as error:  # a GPU too old or too new for this build of torch
         return "CUDA doesn't work here: " + str(error).strip().split("\n")[0]
+    return ampere_missing(precision) if precision in ("bf16", "tf32") else None
+
+
+def ampere_missing(precision):
+    """Why the GPU itself doesn't compute in bf16 or tf32; None where it does."""
+    import torch
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has no {precision}; GPUs from Ampere on have"
     return None
+
+
+def bfloat16_missing(device):
+    """Why the processor itself doesn't compute in bfloat16, which torch would then emulate, slowly;
+    None where it does."""
+    import torch
+    if device == "cuda":
+        return ampere_missing("bf16")
+    if not hasattr(torch, "amp"):
+        return "this torch is too old to compute in bf16 on a CPU"
+    if not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        return "this CPU has neither AVX512-BF16 nor AMX (as far as the system tells)"
+    return None
+
+
+def cpu_flags():
+    """The features of the CPU that Linux lists; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return set()
 
 
 def torch_compile_missing(device, precision):

@@ -278,19 +278,8 @@ def use_bfloat16(precision, device):
 def has_bfloat16(device):
     """Whether the processor itself computes in bfloat16: a GPU from Ampere on, a CPU whose oneDNN
     is quick at it."""
-    import torch
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return hasattr(torch, "amp") and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
-
-
-def cpu_flags():
-    """The features of the CPU that Linux lists; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
+    from MNISTtorch import bfloat16_missing
+    return not bfloat16_missing(device)
 
 
 @contextlib.contextmanager
@@ -308,8 +297,8 @@ def prepare_device(device):
     """Make the device quick, its answers reproducible and its float32 just that."""
     import torch
     if device.type == "cuda":
-        from MNISTtorch import forbid_tf32
-        forbid_tf32(torch)
+        from MNISTtorch import allow_tf32
+        allow_tf32(torch, False)
         torch.backends.cudnn.deterministic = True
     elif sys.platform == "linux":
         keep_freed_memory()

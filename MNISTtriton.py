@@ -14,10 +14,11 @@ import tempfile
 import numpy as np
 
 from MNISTenginefile import digest, weights_digest
-from MNISTonnx import ONNX_TOLERANCE, check_onnx, onnx_bytes
+from MNISTonnx import check_onnx
+from MNISTquantize import network_graph
 from MNISTscript import MNISTError, UnavailableError, package_missing, warn
 
-PRECISIONS = ("fp32", "int8")  # as far as this project can export them
+PRECISIONS = ("fp32", "int8")
 MAX_BATCH = 64
 MAX_WAITING = 4096  # requests in Triton's queue
 
@@ -119,9 +120,13 @@ def export_repository(folder, networks):
 def export_network(folder, name, network):
     """Write all models of one network; gives a line about each."""
     for precision in PRECISIONS:
-        if precision not in ONNX_TOLERANCE:
+        try:
+            graph = network_graph(network.net, precision, network.stem)
+        except UnavailableError as error:
+            if precision == "fp32":
+                raise
+            warn(f"{name} is not exported in {precision}: {error}")
             continue
-        graph = onnx_bytes(network.net, precision)
         checked = check_onnx(graph, network.net, precision)
         model = name if precision == "fp32" else f"{name}_{precision}"
         write(folder, f"{model}/1/model.onnx", takes_bytes(graph))
@@ -162,7 +167,7 @@ def built_engines(network):
 
 
 def takes_bytes(graph):
-    """An ONNX file like `onnx_bytes` gives, with `image` as uint8 (batch, 28, 28)."""
+    """An ONNX file like `network_graph` gives, with `image` as uint8 (batch, 28, 28)."""
     import onnx
     model = onnx.load_model_from_string(graph)
     for node in model.graph.node:

@@ -13,6 +13,7 @@ flight is answered.
 
 import argparse
 import collections
+import contextlib
 import re
 import socket
 import sys
@@ -81,7 +82,6 @@ def milliseconds(text):
 
 def load_models(options):
     """{name: MNISTweights.Network} of what is to be served."""
-    from MNISTmodel import NETWORKS as known
     from MNISTweights import default_weights, load_network
 
     models = collections.OrderedDict()
@@ -91,11 +91,8 @@ def load_models(options):
                 raise UnavailableError(f"--model {name}: given twice")
             models[name] = load_network(path, trust_pickle=options.trust_pickle)
     for name in () if options.model else NETWORKS:
-        try:
-            if name in known:
-                models[name] = load_network(default_weights(name), name)
-        except UnavailableError as error:
-            warn(f"{name} isn't served: {error}")
+        with contextlib.suppress(UnavailableError):  # not in every release are weights of all
+            models[name] = load_network(default_weights(name), name)
     for name, network in models.items():
         print(f"{name}: {network.origin}", flush=True)
     return models
@@ -126,11 +123,12 @@ def serve_models(options, networks, sock):
     from MNISTworkers import serve_shared
 
     threads = set_threads(options.threads or 1)  # more gain little on small batches
-    device = choose_device(options.device)
+    asked = "torch" if options.engine == "auto" else options.engine
+    device = choose_device(options.device, asked, options.precision)
     engines = {name: options.engine for name in networks}
     if options.engine == "auto":
         for name, network in networks.items():
-            engines[name], report = choose_engine(network.net, device, options.precision,
+            engines[name], report = choose_engine(network, device, options.precision,
                                                   options.max_batch)
             print(f"{name}: {report}", flush=True)
     settings = Settings(networks, engines, device, options.precision, threads, options.max_batch,

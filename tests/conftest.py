@@ -146,3 +146,5 @@ def server():
     from serving import serving
     with serving() as running:
         yield running
+        status, _, err = running.stop()
+        assert (status, err) == (0, "")  # whatever the tests did to it

@@ -1,6 +1,8 @@
 """Every engine behind the common interface, and the registry."""
 
+import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ import torch
 
 import MNISTengine
 import MNISTruntimes
+import MNISTtorch
+import MNISTtuning
+from MNISTdsource import load_split
 from MNISTmodel import Net
-from MNISTprecision import PRECISIONS, TOLERANCE
+from MNISTprecision import PRECISIONS, TOLERANCE, judge_answers
 from MNISTscript import UnavailableError, package_missing
+from MNISTweights import SHIPPED, load_network
 
 
 @pytest.fixture
@@ -27,11 +33,11 @@ def images():
 QUICK = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request]
 
 
-def open_or_skip(name, net, device, precision="fp32", batch_size=64):
+def open_or_skip(name, net, device, precision="fp32", batch_size=64, **settings):
     reason = MNISTengine.why_not(name, device, precision)
     if reason:
         pytest.skip(reason)
-    return MNISTengine.open_engine(name, net, device, precision, batch_size)
+    return MNISTengine.open_engine(name, net, device, precision, batch_size, **settings)
 
 
 def answers_of(engine, images):
@@ -40,9 +46,11 @@ def answers_of(engine, images):
                            for start in range(0, len(images), size)])
 
 
+CPU = [name for name in QUICK if "cpu" in MNISTengine.ENGINES[name].precisions]
+
+
 @pytest.mark.parametrize("batch_size", [1, 16, 64])
-@pytest.mark.parametrize("name", [name for name in QUICK
-                                  if "cpu" in MNISTengine.ENGINES[name].precisions])
+@pytest.mark.parametrize("name", CPU)
 def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
     answers = answers_of(engine, images)
@@ -50,6 +58,22 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
     assert np.abs(answers - MNISTengine.reference_answers(net, images)).max() < 1e-4
     assert (engine.name, engine.device, engine.precision) == (name, "cpu", "fp32")
     assert engine.detail
+    engine.close()
+
+
+@pytest.mark.parametrize("name, precision", [
+    (name, precision) for name in CPU for precision in MNISTengine.ENGINES[name].precisions["cpu"]])
+def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precision):
+    images, labels = (array[:1000] for array in load_split("test", mnist_dir))
+    net = load_network(os.path.join(SHIPPED, "net.pth")).net
+    engine = open_or_skip(name, net, "cpu", precision, data_dir=mnist_dir)
+    assert engine.precision == precision
+    answers = answers_of(engine, images)
+    reference = MNISTengine.reference_answers(net, images)
+    difference, reason = judge_answers(answers, reference, precision)
+    assert reason is None
+    assert (difference > 1e-3) == (precision != "fp32")  # it really rounds
+    assert (answers.argmax(1) == labels).mean() > 0.99
     engine.close()
 
 
@@ -104,7 +128,7 @@ def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_onnxruntime_on_another_provider_is_refused(net, monkeypatch):
     open_or_skip("onnxruntime", net, "cpu")
-    monkeypatch.setitem(MNISTruntimes.OnnxRuntimeEngine.PROVIDERS, "cpu", ("AzureProvider", {}))
+    monkeypatch.setitem(MNISTruntimes.OnnxRuntimeEngine.PROVIDERS, "cpu", "AzureProvider")
     with pytest.raises(UnavailableError, match="uses CPUExecutionProvider in place of Azure"):
         MNISTengine.open_engine("onnxruntime", net)
 
@@ -152,7 +176,7 @@ def test_unknown_engine_gets_the_closest_name():
 
 
 def test_unsupported_precision_says_what_there_is(net):
-    with pytest.raises(UnavailableError, match="torch computes in fp32, not in int8"):
+    with pytest.raises(UnavailableError, match="torch computes in fp32 and bf16, not in int8"):
         MNISTengine.open_engine("torch", net, precision="int8")
 
 
@@ -164,3 +188,77 @@ def test_cuda_by_name_is_never_replaced_by_the_cpu(net, capsys):
         MNISTengine.choose_device("cuda")
     assert MNISTengine.choose_device("auto") == "cpu"
     assert capsys.readouterr().out.startswith("device: cpu (auto: ")
+
+
+def test_bf16_is_never_emulated(net, monkeypatch):
+    monkeypatch.setattr(MNISTtorch, "cpu_flags", lambda: {"avx2", "avx512f"})
+    monkeypatch.setattr(MNISTruntimes, "openvino_capabilities", lambda: ("FP32", "INT8"))
+    for name in ("torch", "openvino"):
+        with pytest.raises(UnavailableError, match="AVX512-BF16"):
+            MNISTengine.open_engine(name, net, precision="bf16")
+
+
+# --- Tuning ---------------------------------------------------------------------------------------
+
+class Sleepy:
+    """An engine that takes so many milliseconds for a call."""
+
+    batch_size, detail = 4, "sleepy"
+
+    def __init__(self, ms, calls):
+        self.ms, self.calls, self.closed = ms, calls, False
+
+    def __call__(self, images):
+        assert images.shape == (4, 28, 28) and images.dtype == np.uint8
+        self.calls.append(self.ms)
+        time.sleep(self.ms / 1e3)
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_quickest_setting_is_taken_and_the_others_closed():
+    made, calls = [], []
+
+    def make(ms):
+        made.append(Sleepy(ms, calls))
+        return made[-1]
+
+    engine = MNISTtuning.quickest(make, [{"ms": 20}, {"ms": 1}, {"ms": 3}], "{ms} ms".format)
+    assert engine is made[1] and [each.closed for each in made] == [True, False, True]
+    assert engine.detail == "sleepy, 1 ms (the quickest of 3 settings)"
+    assert [tried["ms"] >= asked for tried, asked in zip(engine.tuning, (1, 3, 20))] == [True] * 3
+    assert calls.count(20) < 15  # hopeless ones are given up
+
+
+def test_one_setting_needs_no_trial():
+    calls = []
+    engine = MNISTtuning.quickest(lambda ms: Sleepy(ms, calls), [{"ms": 20}], "{ms} ms".format)
+    assert engine.detail == "sleepy, 20 ms" and not calls
+
+
+@pytest.mark.parametrize("cores, numbers", [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]),
+                                            (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_numbers_of_threads_that_are_tried(cores, numbers):
+    tried = MNISTtuning.settings_to_try(True, cores, {"threads": 0})
+    assert [settings["threads"] for settings in tried] == numbers
+
+
+def test_threads_that_are_asked_for_are_fixed(monkeypatch):
+    monkeypatch.setattr(MNISTtuning, "_threads", [3])
+    assert MNISTtuning.settings_to_try(True, 8, {"threads": 0}, level=("a", "b")) == [
+        {"threads": 3, "level": "a"}, {"threads": 3, "level": "b"}]
+    assert MNISTtuning.settings_to_try(False, 8, {"threads": 0, "level": "b"}) == [
+        {"threads": 3, "level": "b"}]
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_without_tuning_the_library_decides(net, images, name):
+    reason = MNISTengine.why_not(name)
+    if reason:
+        pytest.skip(reason)
+    engine = MNISTengine.open_engine(name, net, tuning=False)
+    assert "quickest" not in engine.detail and len(engine.tuning) == 1
+    assert np.abs(answers_of(engine, images)
+                  - MNISTengine.reference_answers(net, images)).max() < 1e-4
+    engine.close()

@@ -1,0 +1,106 @@
+"""The quickest of a library's settings, found out on the spot.
+
+Which number of threads, which level of optimisation, which layout is quickest hangs on the network,
+the batch and the processor; so a few of each are tried as an engine is opened, as TensorRT tries
+its kernels. Knows numpy alone.
+"""
+
+import collections
+import itertools
+import time
+
+import numpy as np
+
+TURN = 0.01  # seconds that a setting is timed for in one turn
+WARM_UP = 0.003  # and run before each, since others have used the caches meanwhile
+ROUNDS = 8
+HOPELESS = (2, 2, 1.2)  # one so much slower than the best after a round is tried no further
+LIMIT = 0.6  # seconds for all turns together
+
+
+_threads = []  # how many were asked for, once they were
+
+
+def set_threads(threads):
+    """Have every engine that is opened from now on use so many threads."""
+    _threads[:] = [threads]
+
+
+def threads_asked_for():
+    """What `set_threads` was told; None where it wasn't called."""
+    return _threads[0] if _threads else None
+
+
+def settings_to_try(tuning, cores, defaults, **others):
+    """The settings to try, a list of dicts.
+
+    tuning: without it, the library's `defaults` alone; with it, every combination of 1, 2, 4… and
+    `cores` threads with the values of the `others`. Either with the threads of `set_threads`,
+    where these are fixed.
+    """
+    if not tuning:
+        return [dict(defaults, threads=threads_asked_for() or defaults["threads"])]
+    choices = collections.OrderedDict(threads=_threads or thread_numbers(cores), **others)
+    return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+
+
+def thread_numbers(cores):
+    """1, 2, 4… and as many as there are cores."""
+    return sorted({2**k for k in range(cores.bit_length()) if 2**k < cores} | {cores})
+
+
+def quickest(make, candidates, describe):
+    """The engine `make(**settings)` with the quickest of the candidates; the others are closed.
+
+    They take turns of some ten milliseconds, end-to-end with full batches, and the best turn of
+    each counts. `describe(**settings)`: a setting in words. The engine gets `tuning`, a list of the
+    settings tried, each with its milliseconds per batch, the quickest first.
+    """
+    engines = [make(**settings) for settings in candidates]
+    best = [None] * len(engines)
+    if len(engines) > 1:
+        best = race(engines)
+    order = sorted(range(len(engines)), key=lambda k: best[k] or 0)
+    chosen = engines[order[0]]
+    for engine in engines:
+        if engine is not chosen:
+            engine.close()
+    chosen.tuning = [dict(candidates[k], ms=best[k] and round(best[k] * 1e3, 5)) for k in order]
+    chosen.detail += ", " + describe(**candidates[order[0]])
+    if len(engines) > 1:
+        chosen.detail += f" (the quickest of {len(engines)} settings)"
+    return chosen
+
+
+def race(engines):
+    """The best seconds per call of each engine, as far as it stayed in the race."""
+    images = np.random.RandomState(0).randint(0, 256, (engines[0].batch_size, 28, 28), np.uint8)
+    best = [float("inf")] * len(engines)
+    for engine in engines:
+        engine(images)  # the first call sets it up
+    started = time.perf_counter()
+    for number in range(ROUNDS):
+        slack = HOPELESS[min(number, len(HOPELESS) - 1)]
+        running = [k for k, seconds in enumerate(best) if seconds <= slack * min(best)]
+        if len(running) == 1 or time.perf_counter() - started > LIMIT:
+            break
+        for k in running:
+            time_calls(engines[k], images, WARM_UP)
+            best[k] = min(best[k], time_calls(engines[k], images, TURN))
+    return best
+
+
+def time_calls(engine, images, seconds):
+    """The median seconds of a call, of those made in so many seconds: two at least."""
+    start = time.perf_counter()
+    ends = [start]
+    while len(ends) < 3 or ends[-1] - start < seconds:
+        engine(images)
+        ends.append(time.perf_counter())
+    calls = sorted(end - begin for begin, end in zip(ends, ends[1:]))
+    return calls[len(calls) // 2]
+
+
+def describe_threads(threads):
+    """ "1 thread", "4 threads", or, for 0, that the library chooses."""
+    return f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as it chooses"

@@ -3,7 +3,6 @@
 import os
 import signal
 import struct
-import sys
 
 # One thread each, before any library starts its own: idle ones spin, on the others' cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,14 +19,17 @@ SHARED_DATA = os.path.join(os.path.dirname(HERE), "shared", "data")
 KEPT_BY_TOOLS = ("__pycache__", "results")  # and what begins with a dot
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def pytest_configure(config):
     # In the background (nohup, many CI systems) Ctrl-C is ignored, and a program that is started
     # inherits that. It doesn't inherit a handler, even one that ignores Ctrl-C as well.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
     # SIGTERM ends the tests as Ctrl-C does: with their fixtures' clearing up.
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    signal.signal(signal.SIGTERM, interrupt)
     # A GPU is for the tests marked so, which run by themselves; the others say what a CPU answers.
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

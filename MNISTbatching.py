@@ -162,7 +162,7 @@ class Job:
     """
 
     __slots__ = ("images", "answers", "taken", "error", "done", "cancelled", "arrived",
-                 "deadline", "queued", "computing")
+                 "deadline", "queued")
 
     def __init__(self, images, done, timeout=None):
         self.images, self.done = images, done
@@ -171,7 +171,7 @@ class Job:
         self.cancelled = False
         self.arrived = time.perf_counter()
         self.deadline = self.arrived + timeout if timeout else None
-        self.queued = self.computing = 0.0  # seconds
+        self.queued = 0.0  # seconds
 
 
 class Batcher:
@@ -285,9 +285,9 @@ class Batcher:
         self.metrics.engine.observe(ended - began)
         self.metrics.batches.observe(number)
         self.metrics.digits.inc(number)
+        self.metrics.computing.inc((ended - began) * len(parts))
         position = 0
         for job, start, stop in parts:
-            job.computing += ended - began
             self.hand_over(job, answers[position:position + stop - start], start, stop)
             position += stop - start
 
@@ -301,7 +301,6 @@ class Batcher:
             job.answers[start:stop] = answers
         if stop == len(job.images):
             self.metrics.queue.observe(job.queued)
-            self.metrics.computing.inc(job.computing)
             self.metrics.answered.observe(time.perf_counter() - job.arrived)
             job.done(job)
 

@@ -405,7 +405,7 @@ def program(machine, net, digits, stem, monkeypatch):
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
     once = {"calls": 1, "seconds": 0}
-    monkeypatch.setattr("MNISTtiming.WARM_UP", once)
+    monkeypatch.setattr("MNISTtiming.WARM_UP", {"cuda": once})
     monkeypatch.setattr("MNISTtiming.TURN_WARM_UP", {"cuda": once})
 
     def run_main(*arguments):

@@ -45,8 +45,8 @@ COLUMNS = (
 
 LEGEND = """\
 total, images per s, median, p90, p99, first: end-to-end, from pixels to log-probabilities in host
-memory; median, p90, p99 and first (the very first call) per batch. compute: the network alone,
-median per batch. max diff: largest difference of a log-probability from torch, CPU, float32."""
+memory; median, p90, p99 and first (the open engine's first call) per batch. compute: the network
+alone, median per batch. max diff: largest difference of a log-probability from torch in float32."""
 
 
 def networks_of(rows):

@@ -88,9 +88,8 @@ def grey_level_answers(net, images):
 
 def half(net):
     """The network as fp16 engines compute it."""
-    from MNISTfold import fold
-    from MNISTonnx import HalfInside
-    return HalfInside(fold(net))
+    from MNISTfold import fold, rounded
+    return rounded(fold(net), "fp16")
 
 
 def tf32(net):

@@ -1,0 +1,357 @@
+"""Make the trained network smaller in every usual way, and show what each way costs and gains.
+
+examples:
+  python CompressMNIST.py                                 every method, about ten minutes of CPU
+  python CompressMNIST.py --method int8 small+int8
+  python CompressMNIST.py --method pruned+clustered --sparsity 0.95 --clusters 32
+  python CompressMNIST.py --output-dir smaller --plot compressed.png --json compressed.json
+
+Pruned and clustered networks are written as weights files, which every program takes
+(--weights net-pruned.pth); fp16 and int8 ones as ONNX files that take raw grey levels. --precision
+int8 in the other programs finds the int8 file that lies beside the weights. Fine-tuning sees
+training digits alone, without those held out; the test digits are read once for each row.
+"""
+
+import argparse
+import collections
+import gzip
+import os
+import sys
+import time
+
+from MNISTscript import (
+    HERE,
+    MNISTError,
+    UnavailableError,
+    add_flags,
+    check_writable,
+    keep_stdout_for_json,
+    make_parser,
+    positive_int,
+    run_program,
+    save_json,
+    show_progress,
+    warn,
+)
+
+# What is made of what, and in which precision. "small" is a network of its own.
+Method = collections.namedtuple("Method", "made_of precision")
+METHODS = collections.OrderedDict((
+    ("original", Method("original", "fp32")),
+    ("fp16", Method("original", "fp16")),
+    ("int8", Method("original", "int8")),
+    ("pruned", Method("pruned", "fp32")),
+    ("clustered", Method("clustered", "fp32")),
+    ("pruned+clustered", Method("pruned+clustered", "fp32")),
+    ("pruned+int8", Method("pruned", "int8")),
+    ("small", Method("small", "fp32")),
+    ("small+int8", Method("small", "int8")),
+))
+
+LEGEND = """\
+changed: answers other than the original's. ideal: what an ideal coding of the weights would take, a
+bound that no file here reaches. ms: median per batch, end-to-end, and how much faster that is than
+the original in float32 on the same engine; -: that engine doesn't compute so here.
+
+What may be misread: no engine here computes zeros or shared weights any faster, and none reads them
+from a smaller file: pruned and clustered networks are smaller when packed, and no quicker. The
+quickest engine of the smallest networks isn't always the int8 one: turning numbers to int8 and back
+costs ONNX Runtime more there than it saves. A training file with its optimiser's state is three
+times the size; to leave that out is no compression, and it isn't counted here."""
+
+
+def main():
+    arguments = parse_arguments()
+    keep_stdout_for_json(arguments.json)
+    if arguments.plot:
+        from MNISTplot import check_plot
+        check_plot("--plot", arguments.plot)
+    if arguments.json:
+        check_writable("--json", arguments.json)
+    check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
+
+    from MNISTdsource import load_digits
+    from MNISTengine import set_threads
+    from MNISTweights import load_network
+    set_threads(arguments.threads)
+    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    print(f"weights: {network.origin}", file=sys.stderr, flush=True)
+    test = load_digits("test", "mnist", arguments.data_dir)[:2]
+    workshop = Workshop(network, arguments)
+    rows, interrupted = [], False
+    try:
+        for name in ["original"] + [name for name in METHODS if name in arguments.method]:
+            rows.append(make_row(workshop, name, test, rows))
+        add_times(workshop, rows, test[0])
+    except KeyboardInterrupt:
+        interrupted = True
+        show_progress(None)
+    except MNISTError as error:
+        if not rows:
+            raise
+        warn(f"{error}; what was finished before follows")
+        interrupted = True
+    return show(arguments, network, rows, interrupted)
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    add_flags(parser, "data-dir", "network", "weights", "trust-pickle")
+    choices = [name for name in METHODS if name != "original"]
+    parser.add_argument("--method", nargs="+", choices=choices, default=choices, metavar="NAME",
+                        help=f"what to make: {' '.join(choices)} (default: all)")
+    parser.add_argument("--sparsity", type=share, default=0.9, metavar="S",
+                        help="the share of the weights that pruning sets to zero "
+                             "(default: %(default)s)")
+    parser.add_argument("--clusters", type=clusters, default=16, metavar="N",
+                        help="values that the weights of a layer share (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
+                        help="passes over the training digits for fine-tuning what was pruned "
+                             "(default: %(default)s)")
+    parser.add_argument("--output-dir", default=HERE, metavar="DIR",
+                        help="where the files go (default: beside the scripts)")
+    add_flags(parser, "threads", "json", "plot")
+    return parser.parse_args()
+
+
+def share(text):
+    """argparse type: a number between 0 and 1, neither of them."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not be {text}")
+    return number
+
+
+def clusters(text):
+    """argparse type: a number of clusters."""
+    number = int(text)
+    if not 2 <= number <= 256:
+        raise argparse.ArgumentTypeError(f"must be 2 to 256, not {text}")
+    return number
+
+
+# --- Making ---------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """The networks that are made, each once, and where their files go."""
+
+    def __init__(self, network, arguments):
+        self.network, self.arguments = network, arguments
+        self.name = os.path.splitext(os.path.basename(network.path))[0]
+        self.made = {"original": network.net}
+        self.notes = {}
+
+    def stem(self, kind):
+        """The path, without extension, of the files of one kind of network."""
+        name = self.name if kind == "original" else f"{self.name}-{kind.replace('+', '-')}"
+        return os.path.join(self.arguments.output_dir, "small" if kind == "small" else name)
+
+    def net(self, kind):
+        """The network of one kind, in eval mode on the CPU; made, and its file written, once."""
+        if kind not in self.made:
+            self.made[kind] = getattr(self, "make_" + kind.replace("+", "_"))()
+            if kind != "small":
+                from MNISTweights import save_weights
+                save_weights(self.made[kind], self.stem(kind) + ".pth")
+                print(f"saved {self.stem(kind)}.pth", file=sys.stderr, flush=True)
+        return self.made[kind]
+
+    def make_pruned(self):
+        from MNISTcompress import prune
+        from MNISTtraining import Recipe, hold_out, load_tensors
+        arguments = self.arguments
+        training, held_out = hold_out(load_tensors("train", "cpu", "mnist", arguments.data_dir))
+        recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02)
+        pruned, history = prune(self.network.net, arguments.sparsity, recipe, training, held_out)
+        self.notes["pruned"] = {"held_out_accuracy": history[-1]["accuracy"],
+                                "seconds": sum(epoch["seconds"] for epoch in history)}
+        return pruned
+
+    def make_clustered(self):
+        from MNISTcompress import cluster
+        return cluster(self.network.net, self.arguments.clusters)
+
+    def make_pruned_clustered(self):
+        from MNISTcompress import cluster
+        return cluster(self.net("pruned"), self.arguments.clusters)
+
+    def make_small(self):
+        from MNISTweights import load_network
+        try:
+            small = load_network(network="small")
+        except UnavailableError as error:
+            raise UnavailableError("small is distilled by a training of its own: python "
+                                   f"TrainMNIST.py --network small --teacher {self.network.path}"
+                                   ) from error
+        print(f"small: {small.origin}", file=sys.stderr, flush=True)
+        return small.net
+
+    def graph(self, kind, precision):
+        """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""
+        from MNISTquantize import network_graph
+        from MNISTscript import write_atomically
+        graph = network_graph(self.net(kind), precision, self.stem(kind), self.arguments.data_dir)
+        if precision == "fp16":
+            with write_atomically(f"{self.stem(kind)}-fp16.onnx") as file:
+                file.write(graph)
+        return graph
+
+
+def make_row(workshop, name, test, rows):
+    """Make one network and give its row: its size, and its answers to the test digits."""
+    from MNISTcompress import count_non_zero, ideal_bytes
+    from MNISTmodel import count_multiply_adds, count_parameters
+    from MNISTruntimes import OnnxRuntimeEngine
+    from MNISTtiming import in_batches
+    kind, precision = METHODS[name]
+    started = time.perf_counter()
+    show_progress(len(rows) / len(METHODS), name)
+    graph = workshop.graph(kind, precision)
+    net = workshop.net(kind)
+    engine = OnnxRuntimeEngine(graph, "cpu", precision, 100)
+    answers = [digit for batch in in_batches(test[0], 100)
+               for digit in engine(batch).argmax(1).tolist()]
+    engine.close()
+    show_progress(None)
+    first = rows[0]["answers"] if rows else answers
+    packed = "pruned" in kind or "clustered" in kind
+    row = {
+        "method": name, "precision": precision, "parameters": count_parameters(net),
+        "non_zero": count_non_zero(net), "multiply_adds": count_multiply_adds(net),
+        "onnx_bytes": len(graph), "gzip_bytes": len(gzip.compress(graph, 9)),
+        "ideal_bytes": ideal_bytes(net) if packed and precision == "fp32" else None,
+        "right": sum(int(a) == int(b) for a, b in zip(answers, test[1])),
+        "changed": sum(a != b for a, b in zip(answers, first)),
+        "digits": len(answers), "answers": answers, "times": [],
+        "seconds": time.perf_counter() - started,
+    }
+    row.update(workshop.notes.get(kind, {}) if precision == "fp32" else {})
+    print(f"{name}: {row['right']} of {row['digits']} right, {row['onnx_bytes']:,} bytes, made in "
+          f"{row['seconds']:.1f} s", file=sys.stderr, flush=True)
+    return row
+
+
+# --- Timing ---------------------------------------------------------------------------------------
+
+TIMED = 1000  # test digits that are read for the times
+BATCHES = (1, 64)
+
+
+def add_times(workshop, rows, images):
+    """Time every row on this machine's engines, in turns."""
+    from MNISTengine import ENGINES, open_engine, why_not
+    from MNISTtiming import Stopwatch, take_turns
+    stopwatches = []
+    wanted = [(row, kind.name, device, batch_size) for row in rows for kind in ENGINES.values()
+              if not kind.on_request and kind.name != "usual-loop" for device in kind.precisions
+              if not why_not(kind.name, device, row["precision"]) for batch_size in BATCHES]
+    for done, (row, name, device, batch_size) in enumerate(wanted):
+        show_progress(done / len(wanted), "opening engines")
+        kind = METHODS[row["method"]].made_of
+        engine = open_engine(name, workshop.net(kind), device, row["precision"], batch_size,
+                             workshop.stem(kind), workshop.arguments.data_dir)
+        stopwatches.append((row, Stopwatch(engine, images[:TIMED])))
+    take_turns([stopwatch for _, stopwatch in stopwatches], repeat=3)
+    for row, stopwatch in stopwatches:
+        engine = stopwatch.engine
+        latencies = sorted(seconds for turn in stopwatch.turns
+                           for seconds in turn.latencies("end_to_end"))
+        row["times"].append({"engine": engine.name, "device": engine.device,
+                             "batch_size": engine.batch_size, "detail": engine.detail,
+                             "median_ms": latencies[len(latencies) // 2] * 1e3})
+        engine.close()
+
+
+def time_of(row, engine, device, batch_size):
+    """The median ms of a row on an engine; None where it has none."""
+    for time_ in row["times"]:
+        if (time_["engine"], time_["device"], time_["batch_size"]) == (engine, device, batch_size):
+            return time_["median_ms"]
+    return None
+
+
+# --- Showing --------------------------------------------------------------------------------------
+
+
+def show(arguments, network, rows, interrupted):
+    """Print the tables, write record and plot; gives the exit status."""
+    from MNISTmachine import machine_record
+    print("\n".join([f"{network.origin}, {rows[0]['digits'] if rows else 0} test digits of MNIST",
+                     "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
+    for row in rows:
+        del row["answers"]
+    if arguments.json:
+        save_json(arguments.json, {
+            "schema": 1, "machine": machine_record(), "rows": rows, "settings": {
+                "weights": network.origin, "sparsity": arguments.sparsity,
+                "clusters": arguments.clusters, "epochs": arguments.epochs}})
+    if arguments.plot and rows:
+        plot(arguments.plot, rows)
+    return 130 if interrupted else 0
+
+
+def format_sizes(rows):
+    """The table of sizes and answers, as text."""
+    lines = [("", "parameters", "non-zero", "mult-adds", "ONNX bytes", "gzipped", "ideal", "right",
+              "changed")]
+    for row in rows:
+        lines.append((row["method"],) + tuple(
+            "-" if row[key] is None else f"{row[key]:,}" for key in (
+                "parameters", "non_zero", "multiply_adds", "onnx_bytes", "gzip_bytes",
+                "ideal_bytes", "right", "changed")))
+    return align(lines)
+
+
+def format_times(rows):
+    """The table of times, as text."""
+    columns = [(time_["engine"], time_["device"], time_["batch_size"])
+               for time_ in (rows[0]["times"] if rows else [])]
+    if not columns:
+        return "no times were taken"
+    lines = [("ms",) + tuple(engine + (" cuda" if device == "cuda" else "")
+                             for engine, device, _ in columns),
+             ("",) + tuple(f"batch {batch_size}" for _, _, batch_size in columns)]
+    for row in rows:
+        cells = [row["method"]]
+        for column in columns:
+            ms, base = time_of(row, *column), time_of(rows[0], *column)
+            cells.append("-" if ms is None else f"{ms:.3f} {base / ms:4.1f}x")
+        lines.append(cells)
+    return align(lines)
+
+
+def align(lines):
+    """Lines of cells as text: the names to the left, the numbers to the right."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join("  ".join(
+        cell.ljust(width) if k == 0 else cell.rjust(width)
+        for k, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+
+
+def plot(path, rows):
+    """Draw accuracy over bytes, and over the time of one digit on its quickest engine."""
+    from MNISTplot import new_figure, save_figure
+    figure = new_figure(10, 4)
+    by_size, by_time = figure.subplots(1, 2, sharey=True)
+    for row in rows:
+        accuracy = row["right"] / row["digits"] * 100
+        times = [time_["median_ms"] for time_ in row["times"] if time_["batch_size"] == 1]
+        for panel, x in ((by_size, row["gzip_bytes"]), (by_time, min(times) if times else None)):
+            if x is not None:
+                panel.plot(x, accuracy, "o", color="black")
+                panel.annotate(row["method"], (x, accuracy), (5, 3), textcoords="offset points",
+                               fontsize=7)
+    for panel, title in ((by_size, "bytes of the ONNX file, gzipped"),
+                         (by_time, "ms for one digit, quickest engine")):
+        panel.set_xscale("log")
+        panel.set_xlabel(title, fontsize=9)
+        panel.grid(color="0.9", linewidth=0.6)
+        panel.set_axisbelow(True)
+    by_size.set_ylabel("test digits read correctly, %", fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,127 @@
+"""Smaller networks made of a trained one: weights pruned, weights shared, and what that saves.
+
+`prune` and `cluster` leave a network of the same shape, whose weights file every program takes;
+what a file of it could shrink to, `ideal_bytes` says. Knows torch.
+"""
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from MNISTscript import UnavailableError
+
+# Pruning climbs to its sparsity over this part of the fine-tuning; the rest heals what it did.
+CLIMB = 0.5
+STEPS_BETWEEN_CUTS = 50
+
+
+def weights_of(net):
+    """{name: weights} of a network's convolutions and linear layers, without the biases."""
+    return {name + ".weight": module.weight for name, module in net.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))}
+
+
+class Pruner:
+    """Sets the smallest weights of a network to zero while it is trained: `train`'s `after_step`.
+
+    Global and gradual: one threshold for all layers, so that those which can spare little lose
+    little, climbing to `sparsity`, the share of the weights that end as zeros. Source: Zhu and
+    Gupta, "To prune, or not to prune", 2017.
+    """
+
+    def __init__(self, net, sparsity, steps):
+        """`steps`: how many the training makes."""
+        self.weights = list(weights_of(net).values())
+        self.sparsity, self.steps, self.done = sparsity, steps, 0
+        self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
+
+    def __call__(self):
+        climbed = min(1, self.done / (CLIMB * self.steps))
+        if self.done % STEPS_BETWEEN_CUTS == 0 and self.done <= CLIMB * self.steps \
+                + STEPS_BETWEEN_CUTS:
+            self.cut(self.sparsity * (1 - (1 - climbed) ** 3))
+        self.done += 1
+        with torch.no_grad():
+            for weight, mask in zip(self.weights, self.masks):
+                weight.mul_(mask)
+
+    def cut(self, sparsity):
+        """Choose anew which weights are zeros; those that are already are the smallest."""
+        sizes = torch.cat([weight.detach().abs().flatten() for weight in self.weights])
+        zeros = round(sparsity * len(sizes))
+        threshold = sizes.kthvalue(zeros).values if zeros else -1
+        self.masks = [weight.detach().abs() > threshold for weight in self.weights]
+
+
+def prune(net, sparsity, recipe, training, watched):
+    """(a pruned copy of `net`, history): fine-tuned as `MNISTtraining.train` does, `net` the
+    teacher, on the digits given."""
+    from MNISTtraining import train
+    pruned = copy.deepcopy(net)
+    steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
+    history = train(pruned, recipe, training, watched, teacher=copy.deepcopy(net),
+                    after_step=Pruner(pruned, sparsity, steps))
+    return pruned.cpu().eval(), history
+
+
+def cluster(net, clusters):
+    """A copy of `net` in which the weights of each layer have no more than so many values.
+
+    k-means; zeros stay zeros, where some were pruned, and count as one of the values. Source: Han,
+    Mao and Dally, "Deep Compression", 2016. Raises UnavailableError for a layer of fewer weights.
+    """
+    net = copy.deepcopy(net)
+    for name, weight in weights_of(net).items():
+        values = weight.detach().numpy()
+        if values.size < clusters:
+            raise UnavailableError(f"--clusters {clusters}: {name} has only {values.size} weights")
+        kept = values != 0
+        shared = values.copy()
+        centres = k_means(values[kept], clusters - (not kept.all()))
+        shared[kept] = centres[nearest(values[kept], centres)]
+        weight.data.copy_(torch.from_numpy(shared))
+    return net
+
+
+def k_means(values, clusters, rounds=100):
+    """The centres, ascending, of the clusters of some numbers (N,), from an even start."""
+    centres = np.linspace(values.min(), values.max(), clusters)
+    for _ in range(rounds):
+        nearby = nearest(values, centres)
+        count = np.bincount(nearby, minlength=clusters)
+        moved = np.where(count, np.bincount(nearby, values, clusters) / np.maximum(count, 1),
+                         centres)
+        if np.allclose(moved, centres, rtol=0, atol=1e-7):
+            break
+        centres = np.sort(moved)
+    return centres.astype(np.float32)
+
+
+def nearest(values, centres):
+    """Which of the ascending centres is nearest to each value."""
+    return np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
+
+
+def count_non_zero(net):
+    """How many of a network's parameters aren't zero."""
+    return sum(int(parameter.count_nonzero()) for parameter in net.parameters())
+
+
+def ideal_bytes(net):
+    """What an ideal coding of the parameters would take: a bound, no file that anything reads.
+
+    For each layer the entropy of its weights' values and a table of these values in float32;
+    everything else in float32.
+    """
+    weights = weights_of(net)
+    bits = 0.0
+    for weight in weights.values():
+        _, counts = np.unique(weight.detach().numpy(), return_counts=True)
+        share = counts / counts.sum()
+        bits += counts.sum() * -(share * np.log2(share)).sum() + 32 * len(counts)
+    coded = {id(weight) for weight in weights.values()}
+    rest = sum(p.numel() for p in net.parameters() if id(p) not in coded)
+    return math.ceil(bits / 8) + 4 * rest

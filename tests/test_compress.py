@@ -1,0 +1,230 @@
+"""Smaller networks: quantised, pruned, clustered; and the program that shows what each costs."""
+
+import json
+import os
+import struct
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from scripts import run
+
+import MNISTdsource
+import MNISTengine
+import MNISTquantize
+from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
+from MNISTdsource import generated_digits, load_split
+from MNISTonnx import check_onnx
+from MNISTprecision import judge_answers
+from MNISTscript import UnavailableError
+from MNISTweights import SHIPPED, load_network, save_weights
+
+SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_network(SHIPPED_NET).net
+
+
+@pytest.fixture(scope="module")
+def graph(shipped, small_mnist):
+    return MNISTquantize.int8_graph(shipped, data_dir=small_mnist)
+
+
+def onnxruntime_answers(graph, images):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": images[:, None].astype(np.float32)})[0]
+
+
+# --- int8 -----------------------------------------------------------------------------------------
+
+
+def test_the_int8_graph_is_what_every_runtime_takes(graph, shipped):
+    model = onnx.load_model_from_string(graph)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
+    assert {node.domain for node in model.graph.node} == {""}
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor)
+               for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            _, scale, zero_point = node.input
+            assert tensors[scale].shape == () and tensors[scale] > 0
+            assert tensors[zero_point].dtype == np.int8 and tensors[zero_point] == 0
+        if node.op_type in ("Conv", "Gemm"):
+            assert tensors[node.input[2]].dtype == np.float32  # the bias
+    assert len(graph) < 440000
+    assert check_onnx(graph, shipped, "int8").startswith("ONNX checker")
+
+
+def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
+    images, _ = generated_digits(300, seed=5)
+    reference = MNISTengine.reference_answers(shipped, images)
+    answers = onnxruntime_answers(graph, images)
+    assert (answers.argmax(1) != reference.argmax(1)).mean() < 0.03
+
+
+@pytest.mark.mnist
+def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
+    images, labels = load_split("test", mnist_dir)
+    reference = MNISTengine.reference_answers(shipped, images)
+    answers = onnxruntime_answers(MNISTquantize.int8_graph(shipped, data_dir=mnist_dir), images)
+    right = (reference.argmax(1) == labels).sum()
+    assert (answers.argmax(1) == labels).sum() >= right - 2
+    assert judge_answers(answers, reference, "int8")[1] is None
+
+
+@pytest.mark.mnist
+def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir, monkeypatch):
+    images = load_split("test", mnist_dir)[0][:1000]
+    reference = MNISTengine.reference_answers(shipped, images)
+    black = np.zeros((100, 28, 28), np.uint8)
+    black[:, 14, 14] = 9
+    monkeypatch.setattr(MNISTquantize, "calibration_digits", lambda data_dir: black)
+    for name in ("onnxruntime", "openvino"):
+        if MNISTengine.why_not(name, "cpu", "int8"):
+            continue
+        engine = MNISTengine.open_engine(name, shipped, "cpu", "int8", 100)
+        answers = np.concatenate([engine(images[k:k + 100]).copy() for k in range(0, 1000, 100)])
+        assert "WRONG" in judge_answers(answers, reference, "int8")[1]
+        engine.close()
+
+
+def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):
+    form = MNISTquantize.weights_in_float(graph)
+    model = onnx.load_model_from_string(form)
+    onnx.checker.check_model(model, full_check=True)
+    held = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    assert held == {onnx.TensorProto.FLOAT}  # TensorRT 8 refuses weights of int8
+    assert np.array_equal(onnxruntime_answers(form, digits), onnxruntime_answers(graph, digits))
+
+
+def test_tensorrt_rtx_builds_every_form(graph, shipped):
+    pytest.importorskip("tensorrt_rtx")
+    from MNISTonnx import onnx_bytes
+    from MNISTtensorrt import build_engine, import_tensorrt
+    trt = import_tensorrt()
+    for precision, content in (("int8", graph), ("int8", MNISTquantize.weights_in_float(graph)),
+                               ("bf16", onnx_bytes(shipped, "bf16"))):
+        assert len(build_engine(trt, content, precision, (1, 64))) > 1000
+
+
+def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_mnist, monkeypatch):
+    stem = str(tmp_path / "net")
+    first = MNISTquantize.int8_graph(net, stem, small_mnist)
+    assert sorted(os.listdir(tmp_path)) == ["net-int8.onnx", "net-int8.onnx.json"]
+    kept = MNISTquantize.int8_graph(net, stem, "/no/such/folder")  # needs no digits any more
+    assert kept == first
+    net.fc2.bias.data[0] += 1
+    assert MNISTquantize.int8_graph(net, stem, small_mnist) != first  # other weights
+    monkeypatch.setitem(MNISTquantize.RECIPE, "training_digits", 10)
+    with pytest.raises(UnavailableError):  # another recipe
+        MNISTquantize.int8_graph(net, stem, "/no/such/folder")
+    monkeypatch.undo()
+    (tmp_path / "net-int8.onnx").write_bytes(b"damaged")
+    assert len(MNISTquantize.int8_graph(net, stem, small_mnist)) > 400000
+
+
+def test_without_training_digits_int8_says_so(net):
+    with pytest.raises(UnavailableError, match="int8 is calibrated on training digits, and there"):
+        MNISTengine.open_engine("onnxruntime", net, "cpu", "int8", data_dir="/no/such/folder")
+
+
+def test_letters():
+    assert [MNISTquantize.to_letters(number) for number in (0, 1, 25, 26, 27, 52)] == \
+        ["a", "b", "z", "ba", "bb", "ca"]
+
+
+# --- Pruning and clustering -----------------------------------------------------------------------
+
+
+def test_a_pruner_ends_at_its_sparsity_and_stays_there(net):
+    pruner = Pruner(net, 0.9, steps=400)
+    zeros = []
+    for step in range(400):
+        for weight in weights_of(net).values():
+            weight.data.add_(1e-4)  # what an optimiser would do to zeros, too
+        pruner()
+        if step % 50 == 0:
+            zeros.append(sum(int((w == 0).sum()) for w in weights_of(net).values()))
+    whole = sum(weight.numel() for weight in weights_of(net).values())
+    assert zeros == sorted(zeros) and zeros[0] == 0
+    assert abs(zeros[-1] / whole - 0.9) < 0.001
+    assert count_non_zero(net) == pytest.approx(0.1 * whole + 580, abs=0.001 * whole)
+
+
+def test_clusters_are_shared_and_zeros_stay(net):
+    with torch.no_grad():
+        net.fc1.weight[net.fc1.weight.abs() < 0.01] = 0
+    zeros = (net.fc1.weight == 0)
+    clustered = cluster(net, 16)
+    assert all(len(weight.unique()) <= 16 for weight in weights_of(clustered).values())
+    assert torch.equal(clustered.fc1.weight == 0, zeros)
+    assert len(net.fc1.weight.unique()) > 1000  # the original is left alone
+    assert ideal_bytes(clustered) < 431080 / 2 + 4 * 580 + 4 * 64 < ideal_bytes(net)
+
+
+def test_more_clusters_than_weights_is_refused(net):
+    with pytest.raises(UnavailableError, match="--clusters 501: conv1.weight has only 500 weights"):
+        cluster(net, 501)
+
+
+def test_k_means_finds_the_clusters():
+    values = np.concatenate([np.full(10, -1.0), np.full(5, 0.5), np.full(7, 3.0)])
+    assert np.allclose(k_means(values.astype(np.float32), 3), [-1, 0.5, 3])
+
+
+def test_ideal_coding_of_two_equal_values_takes_a_bit():
+    net = torch.nn.Linear(8, 4, bias=False)
+    net.weight.data = torch.tensor([1.0, 2.0]).repeat(16).reshape(4, 8)
+    assert ideal_bytes(torch.nn.Sequential(net)) == 32 / 8 + 2 * 4
+
+
+# --- The program ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_enough(tmp_path_factory):
+    """MNIST's files with generated digits, more than are held out."""
+    folder = tmp_path_factory.mktemp("digits")
+    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (10200, 200)):
+        images, labels = (np.resize(array, (count,) + array.shape[1:])
+                          for array in generated_digits(200, seed=count))
+        for name, array in ((image_name, images), (label_name, labels)):
+            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
+            (folder / name).write_bytes(header + array.tobytes())
+    return folder
+
+
+@pytest.mark.slow
+def test_a_real_run(tmp_path, digits_enough, net):
+    save_weights(net, str(tmp_path / "mine.pth"))
+    out, err = run("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir",
+                   digits_enough, "--output-dir", tmp_path, "--method", "int8", "pruned",
+                   "pruned+clustered", "--epochs", "1", "--threads", "1", "--json",
+                   tmp_path / "record.json", "--plot", tmp_path / "plot.png")
+    record = json.loads((tmp_path / "record.json").read_text())
+    rows = {row["method"]: row for row in record["rows"]}
+    assert list(rows) == ["original", "int8", "pruned", "pruned+clustered"]
+    assert rows["original"]["changed"] == 0 and rows["int8"]["onnx_bytes"] < 440000
+    assert rows["pruned+clustered"]["ideal_bytes"] < rows["pruned"]["ideal_bytes"]
+    assert all(row["times"] for row in rows.values())
+    assert {"mine-int8.onnx", "mine-pruned.pth", "mine-pruned-clustered.pth", "plot.png"} <= set(
+        os.listdir(tmp_path))
+    assert max(map(len, out.split("\n"))) <= 110 and "What may be misread" in out
+    pruned = load_network(str(tmp_path / "mine-pruned.pth")).net  # every program takes it
+    assert 0.85 < 1 - count_non_zero(pruned) / 431080 < 0.91
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--sparsity", "1"], "must lie between 0 and 1"),
+    (["--clusters", "1"], "must be 2 to 256"),
+    (["--method", "zipped"], "invalid choice"),
+    (["--output-dir", "/no/such/folder"], "there is no folder"),
+    (["--data-dir", "/no/such/folder"], "/no/such/folder"),
+])
+def test_what_cannot_be_is_one_clear_line(flags, words):
+    _, err = run("CompressMNIST.py", *flags, status=2)
+    assert words in err

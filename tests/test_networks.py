@@ -58,6 +58,11 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
+def test_folding_leaves_a_network_in_training_so(trained):
+    net = trained("BatchNorm").train()
+    assert not fold(net).training and all(module.training for module in net.modules())
+
+
 # Where the normalisation can be folded exactly, it is; elsewhere it stays a step of its own.
 FOLDED = {"BatchNorm", "Residual", "Depthwise", "Dense", "Tied", "Double", "NormReadTwice",
           "Named", "Views"}

@@ -78,20 +78,22 @@ def main():
     print(f"weights: {network.origin}", file=sys.stderr, flush=True)
     test = load_digits("test", "mnist", arguments.data_dir)[:2]
     workshop = Workshop(network, arguments)
-    rows, interrupted = [], False
+    rows, status = [make_row(workshop, "original", test, [])], 0
     try:
-        for name in ["original"] + [name for name in METHODS if name in arguments.method]:
-            rows.append(make_row(workshop, name, test, rows))
+        for name in METHODS:
+            if name in arguments.method:
+                try:
+                    rows.append(make_row(workshop, name, test, rows))
+                except MNISTError as error:  # the other methods' work isn't lost by it
+                    warn(f"{name} is missing: {error}")
+                    status = error.exit_status
         add_times(workshop, rows, test[0])
     except KeyboardInterrupt:
-        interrupted = True
         show_progress(None)
-    except MNISTError as error:
-        if not rows:
-            raise
-        warn(f"{error}; what was finished before follows")
-        interrupted = True
-    return show(arguments, network, rows, interrupted)
+        print("interrupted; what was finished follows", file=sys.stderr)
+        status = 130
+    show(arguments, network, rows)
+    return status
 
 
 def parse_arguments():
@@ -274,10 +276,10 @@ def time_of(row, engine, device, batch_size):
 # --- Showing --------------------------------------------------------------------------------------
 
 
-def show(arguments, network, rows, interrupted):
-    """Print the tables, write record and plot; gives the exit status."""
+def show(arguments, network, rows):
+    """Print the tables, write record and plot."""
     from MNISTmachine import machine_record
-    print("\n".join([f"{network.origin}, {rows[0]['digits'] if rows else 0} test digits of MNIST",
+    print("\n".join([f"{network.origin}, {rows[0]['digits']:,} test digits of MNIST",
                      "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
     for row in rows:
         del row["answers"]
@@ -286,9 +288,8 @@ def show(arguments, network, rows, interrupted):
             "schema": 1, "machine": machine_record(), "rows": rows, "settings": {
                 "weights": network.origin, "sparsity": arguments.sparsity,
                 "clusters": arguments.clusters, "epochs": arguments.epochs}})
-    if arguments.plot and rows:
+    if arguments.plot:
         plot(arguments.plot, rows)
-    return 130 if interrupted else 0
 
 
 def format_sizes(rows):
@@ -306,7 +307,7 @@ def format_sizes(rows):
 def format_times(rows):
     """The table of times, as text."""
     columns = [(time_["engine"], time_["device"], time_["batch_size"])
-               for time_ in (rows[0]["times"] if rows else [])]
+               for time_ in rows[0]["times"]]
     if not columns:
         return "no times were taken"
     lines = [("ms",) + tuple(engine + (" cuda" if device == "cuda" else "")

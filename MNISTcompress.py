@@ -46,7 +46,7 @@ class Pruner:
         self.done += 1
         with torch.no_grad():
             for weight, mask in zip(self.weights, self.masks):
-                weight.mul_(mask)
+                weight.masked_fill_(~mask, 0)  # a product would leave zeros of two signs
 
     def cut(self, sparsity):
         """Choose anew which weights are zeros; those that are already are the smallest."""

@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import struct
+import time
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from scripts import run
+from scripts import run, start
 
 import MNISTdsource
 import MNISTengine
@@ -127,6 +129,19 @@ def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_m
     assert len(MNISTquantize.int8_graph(net, stem, small_mnist)) > 400000
 
 
+def test_a_shipped_int8_file_serves_every_exporter(tmp_path, net, small_mnist, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    first = MNISTquantize.int8_graph(net, str(tmp_path / "weights" / "net"), small_mnist)
+    monkeypatch.setattr(MNISTquantize, "HERE", str(tmp_path))
+    path = tmp_path / "weights" / "net-int8.onnx.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(record, graph_sha256="of another torch")))
+    assert MNISTquantize.int8_graph(net, str(tmp_path / "net"), "/no/such/folder") == first
+    path.write_text(json.dumps(dict(record, weights_sha256="of another network")))
+    with pytest.raises(UnavailableError):
+        MNISTquantize.int8_graph(net, str(tmp_path / "net"), "/no/such/folder")
+
+
 def test_without_training_digits_int8_says_so(net):
     with pytest.raises(UnavailableError, match="int8 is calibrated on training digits, and there"):
         MNISTengine.open_engine("onnxruntime", net, "cpu", "int8", data_dir="/no/such/folder")
@@ -151,6 +166,7 @@ def test_a_pruner_ends_at_its_sparsity_and_stays_there(net):
             zeros.append(sum(int((w == 0).sum()) for w in weights_of(net).values()))
     whole = sum(weight.numel() for weight in weights_of(net).values())
     assert zeros == sorted(zeros) and zeros[0] == 0
+    assert not any(torch.signbit(w[w == 0]).any() for w in weights_of(net).values())
     assert abs(zeros[-1] / whole - 0.9) < 0.001
     assert count_non_zero(net) == pytest.approx(0.1 * whole + 580, abs=0.001 * whole)
 
@@ -216,6 +232,30 @@ def test_a_real_run(tmp_path, digits_enough, net):
     assert max(map(len, out.split("\n"))) <= 110 and "What may be misread" in out
     pruned = load_network(str(tmp_path / "mine-pruned.pth")).net  # every program takes it
     assert 0.85 < 1 - count_non_zero(pruned) / 431080 < 0.91
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path, digits_enough, net):
+    save_weights(net, str(tmp_path / "mine.pth"))
+    with start("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir", digits_enough,
+               "--output-dir", tmp_path, "--method", "int8", "pruned", "--epochs", "1000",
+               "--threads", "1") as process:
+        for line in process.stderr:
+            if line.startswith("int8: "):
+                break
+        time.sleep(2)  # into the training
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "\nint8 " in out and "\npruned" not in out and (tmp_path / "mine-int8.onnx").exists()
+
+
+def test_one_method_that_fails_leaves_the_others(tmp_path, digits_enough, net):
+    save_weights(net, str(tmp_path / "mine.pth"))
+    (tmp_path / "mine-fp16.onnx").mkdir()
+    out, err = run("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir",
+                   digits_enough, "--output-dir", tmp_path, "--method", "fp16", "clustered",
+                   "--threads", "1", status=2)
+    assert "fp16 is missing" in err and "is a folder" in err and "\nclustered " in out
 
 
 @pytest.mark.parametrize("flags, words", [

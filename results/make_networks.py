@@ -103,7 +103,8 @@ def cells_without_record(name):
     size = os.path.join(ROOT, "weights", name + ".pth")
     kilobytes = f"{os.path.getsize(size) / 1000:,.0f}" if os.path.exists(size) else "not shipped"
     return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}", kilobytes,
-            ACCURACY.get(name, "-"), "-", PUBLISHED.get(name, "-"), "not recorded"]
+            ACCURACY.get(name, "-"), "-", PUBLISHED.get(name, "-"),
+            "not recorded" if name in ACCURACY else "not yet"]
 
 
 def recipe_of(record):

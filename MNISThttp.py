@@ -230,7 +230,9 @@ class Connection(asyncio.Protocol):
         if request.inflate and (not request.inflate.eof or request.inflate.unused_data):
             raise RequestError("the compressed body is damaged")
         path, _, query = request.url.partition(b"?")
-        request.path = urllib.parse.unquote(path.decode("latin-1"))
+        request.path = path.decode("latin-1")
+        if "%" in request.path:
+            request.path = urllib.parse.unquote(request.path)
         request.query = dict(urllib.parse.parse_qsl(query.decode("latin-1"))) if query else {}
         request.body = (request.chunks[0] if len(request.chunks) == 1 else
                         b"".join(request.chunks))

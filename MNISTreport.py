@@ -27,7 +27,7 @@ TABLE_WIDTH = 100
 # The table's columns: two lines of header, and how a row fills them. The first ones name the row.
 COLUMNS = (
     ("engine", "", lambda row: row["engine"]),
-    ("on", "", lambda row: f"{row['device']} {row['precision']}"),
+    ("on", "", lambda row: f"{row['device']} {row['precision']}".rstrip()),
     ("network", "", lambda row: row["network"]),
     ("batch", "", lambda row: str(row["batch_size"])),
     ("total", "s", lambda row: f"{row['end_to_end']['total_s']:.3f}"),
@@ -110,11 +110,11 @@ def table_cells(rows, columns):
     """Yield for each line of the table its cells, and what is wrong with it, or None.
 
     Rows that weren't measured have the cells of their name alone, and share a line where only
-    their networks and batch sizes differ.
+    their precisions, networks and batch sizes differ.
     """
     def alike(row):
-        return (row["end_to_end"] is None, row["engine"], row["device"], row["precision"],
-                row["reason"])
+        skipped = row["end_to_end"] is None
+        return (skipped, row["engine"], row["device"], skipped or row["precision"], row["reason"])
 
     def each_once(rows, name):
         return " ".join(collections.OrderedDict.fromkeys(str(row[name]) for row in rows))
@@ -123,8 +123,10 @@ def table_cells(rows, columns):
     for (skipped, *_), group in itertools.groupby(rows, alike):
         group = list(group)
         if skipped:
+            several = len({row["precision"] for row in group}) > 1
             group = [dict(group[0], batch_size=each_once(group, "batch_size"),
-                          network=each_once(group, "network"))]
+                          network=each_once(group, "network"),
+                          precision="" if several else group[0]["precision"])]
         for row in group:
             reason = None if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
             yield [fill(row) for _, _, fill in (columns[:names] if skipped else columns)], reason

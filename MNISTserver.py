@@ -6,6 +6,7 @@ requests here, `MNISTprotocol` reads them, `MNISTbatching` has them answered.
 
 import asyncio
 import collections
+import gc
 import os
 import signal
 import time
@@ -280,6 +281,8 @@ def serve(settings, sock, opened, parent=None):
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         loop.add_reader(parent.fileno(), begin_to_stop)
+    gc.collect()
+    getattr(gc, "freeze", int)()  # Python 3.7: never look through all of torch for garbage again
     loop.run_until_complete(server.start(sock))
     opened(models)
     loop.run_until_complete(stopped)

@@ -15,9 +15,9 @@ from MNISTmachine import machine_record
 from MNISTprecision import judge_answers
 from MNISTscript import describe_error, show_progress
 
-# Calls that aren't timed, at least: as an engine is opened, and before each of its turns, since
-# another engine has used the caches meanwhile. A GPU that was idle has lowered its clock, too.
-WARM_UP = {"calls": 10, "seconds": 0.2}
+# Calls that aren't timed, at least, by device: as an engine is opened, and before each of its turns,
+# since another engine has used the caches meanwhile. A GPU that was idle has lowered its clock, too.
+WARM_UP = {"cpu": {"calls": 10, "seconds": 0.05}, "cuda": {"calls": 10, "seconds": 0.2}}
 TURN_WARM_UP = {"cpu": {"calls": 3, "seconds": 0.02}, "cuda": {"calls": 3, "seconds": 0.15}}
 
 # A pass over the images is timed in this many turns, each on another part of them.
@@ -97,9 +97,9 @@ class Stopwatch:
         self.first, self.turns, self.answers, self.failure = {}, [], [], None
         for clock, calls in CLOCKS.items():
             (self.first[clock], _), = calls(engine, images[:size])
-            warm_up(engine, images[:size], calls, **WARM_UP)
+            warm_up(engine, images[:size], calls, **WARM_UP[engine.device])
             if len(images) % size and len(images) > size:
-                warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP)
+                warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP[engine.device])
 
     def try_turn(self):
         """Time the next turn; what goes wrong becomes the `failure`."""

@@ -21,8 +21,10 @@ from MNISTscript import UnavailableError, show_progress
 
 HELD_OUT = 10000  # digits at the end of the training set that are kept for choosing
 
-# Peak learning rates: SGD with Nesterov momentum diverges at 0.1, AdamW gets worse from 0.005 on.
-LEARNING_RATES = {"sgd": 0.05, "adamw": 0.002}
+# Peak learning rates. For SGD with Nesterov momentum 0.08 in batches of 128 reads as many held-out
+# digits as 0.05 in batches of 64 (both 99.33 %, mean of three seeds) in less time; 0.1 in batches
+# of 64 diverges. AdamW gets worse from 0.005 on.
+LEARNING_RATES = {"sgd": 0.08, "adamw": 0.002}
 MOMENTUM = 0.9
 WARM_UP = 0.25  # the part of the training in which the learning rate climbs to its peak
 
@@ -43,7 +45,7 @@ class Recipe(NamedTuple):
     """What a training does, apart from the network and the digits."""
 
     epochs: int = 5
-    batch_size: int = 64  # digits a step, over all processes
+    batch_size: int = 128  # digits a step, over all processes
     optimizer: str = "sgd"  # with Nesterov momentum, or "adamw"
     lr: float = None  # the peak; None: that of LEARNING_RATES
     weight_decay: float = 5e-4

@@ -1,17 +1,31 @@
 # make run           set up .venv and time the shipped network on every engine of this machine
 # make test          set up .venv, lint, run the tests
+# make test-all      every test there is, and the fuzzers and the kills at length
+# make test-gpu      the tests that need a CUDA GPU; all of them are skipped without
+# make test-mutations break the code on purpose in many places: a test has to fail for each
 # make test-tensorrt hold our calls against the real bindings of TensorRT, which it fetches
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+PYTEST := $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 run: $(VENV)/installed
 	$(VENV)/bin/python CompareMNIST.py
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not (slow or bindings)"
+
+test-all: test
+	KILLS=10 FUZZ=20000 $(PYTEST) -m "slow or fuzz"
+	$(MAKE) test-gpu test-oldest test-tensorrt
+
+test-gpu: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m gpu
+
+test-mutations: $(VENV)/installed-test
+	$(VENV)/bin/python tests/mutations.py
 
 test-tensorrt: $(VENV)/installed-test
 	$(VENV)/bin/python tests/real_tensorrt.py
@@ -19,7 +33,7 @@ test-tensorrt: $(VENV)/installed-test
 
 test-oldest:
 	@if $(PYTHON) -c "import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))"; then \
-	    $(MAKE) $(OLDEST)/installed && $(OLDEST)/bin/python -m pytest -m "not slow"; \
+	    $(MAKE) $(OLDEST)/installed && $(OLDEST)/bin/python -m pytest -m "not (slow or bindings)"; \
 	else \
 	    echo "test-oldest: SKIPPED, torch 1.13 wants Python 3.9 to 3.11; this is `$(PYTHON) -V`"; \
 	fi
@@ -41,4 +55,4 @@ $(OLDEST)/installed: requirements/oldest.txt requirements/test.txt
 clean:
 	rm -rf $(VENV) $(OLDEST) .venv-tensorrt
 
-.PHONY: run test test-tensorrt test-oldest clean
+.PHONY: run test test-all test-gpu test-mutations test-tensorrt test-oldest clean

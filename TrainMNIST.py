@@ -160,7 +160,7 @@ def run_training(arguments, device, group):
     training, watched = choose_digits(arguments, device)
     net = new_network(name, make, recipe, device)
     optimiser = make_optimiser(net, recipe)
-    print(f"training {name} on {len(training[1])} digits: {device}, {threads} threads"
+    print(f"training on {len(training[1])} digits: {name}, {device}, {threads} threads"
           + (f" in each of {world} processes" if world > 1 else "")
           + f", {'bfloat16' if recipe.precision == 'bf16' else 'float32'}, "
           + f"channels-last, {recipe.optimizer}"

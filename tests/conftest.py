@@ -1,15 +1,71 @@
-"""Where the tests find real digits; a test that needs them is skipped, with the reason, without."""
+"""What makes the tests say the same on any machine, and where they find real digits."""
 
 import os
+import signal
 import struct
 
-import numpy as np
-import pytest
+# One thread each, before any library starts its own: idle ones spin, on the others' cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import MNISTdsource
-from MNISTscript import HERE
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import scripts  # noqa: E402
+
+import MNISTdsource  # noqa: E402
+from MNISTscript import HERE  # noqa: E402
 
 SHARED_DATA = os.path.join(os.path.dirname(HERE), "shared", "data")
+KEPT_BY_TOOLS = ("__pycache__", "results")  # and what begins with a dot
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def pytest_configure(config):
+    # In the background (nohup, many CI systems) Ctrl-C is ignored, and a program that is started
+    # inherits that. It doesn't inherit a handler, even one that ignores Ctrl-C as well.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    # SIGTERM ends the tests as Ctrl-C does: with their fixtures' clearing up.
+    signal.signal(signal.SIGTERM, interrupt)
+    # A GPU is for the tests marked so, which run by themselves; the others say what a CPU answers.
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("markexpr") != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="make test-gpu runs it"))
+
+
+@pytest.fixture(autouse=True)
+def no_child_outlives_its_test():
+    """Kill what a test, even a failing one, leaves running of what it started."""
+    before = scripts.children()
+    yield
+    scripts.end(scripts.children() - before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_written_into_the_checkout():
+    def files():
+        found = {}
+        for folder, folders, names in os.walk(HERE):
+            folders[:] = [name for name in folders
+                          if name not in KEPT_BY_TOOLS and not name.startswith(".")]
+            for name in names:
+                path = os.path.join(folder, name)
+                if os.path.splitext(name)[1] not in (".py", ".md"):  # somebody may be at work there
+                    found[path] = os.stat(path).st_mtime_ns
+        return found
+    before = files()
+    yield
+    written = [path for path, changed in files().items() if before.get(path) != changed]
+    assert not written, "the tests wrote into the checkout"
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,77 @@
 """Running the project's programs as a user does: in a process of their own."""
 
+import contextlib
+import ctypes
+import glob
 import os
+import signal
 import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+LINUX = sys.platform.startswith("linux")
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
+if LINUX:
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a child leaves running becomes ours
 
-def start(*command, env=None, **settings):
-    """Start `python command…` (a script's name, then its arguments); gives the Popen."""
+
+def start(*command, env=None, prepare=None, **settings):
+    """Start `python command…` (a script's name, then its arguments); gives the Popen.
+
+    `prepare`: a function that the child calls before it runs.
+    """
     script, *arguments = map(str, command)
+
+    def begin():
+        if LINUX:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # it ends when the tests do
+        if prepare:
+            prepare()
+
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
     return subprocess.Popen(
         [sys.executable, os.path.join(ROOT, script), *arguments], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})}, **settings)
+        stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
+        preexec_fn=begin if LINUX or prepare else None, **settings)
 
 
 def run(*command, status=0, env=None, **settings):
     """Run a script to its end, check its exit status, give (stdout, stderr)."""
     with start(*command, env=env, **settings) as process:
-        out, err = process.communicate(timeout=600)
+        try:
+            out, err = process.communicate(timeout=1200)
+        except BaseException:
+            process.kill()
+            raise
     assert process.returncode == status, f"exit {process.returncode}\n{out}\n{err}"
     assert "Traceback" not in err
     return out, err
 
 
-def read_until(process, words):
-    """Read a started script's stdout up to a line that holds `words`."""
-    for line in process.stdout:
+def read_until(process, words, stream="stdout"):
+    """Read what a started script prints up to a line that holds `words`."""
+    for line in getattr(process, stream):
         if words in line:
             return
-    raise AssertionError(process.communicate()[1])
+    raise AssertionError(f"it ended without {words!r}: {process.communicate()}")
+
+
+def children():
+    """The ids of this process's children, and of what their children left behind (on Linux)."""
+    found = set()
+    for path in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError), open(path) as file:
+            found.update(map(int, file.read().split()))
+    return found
+
+
+def end(pids):
+    """Kill these processes, and those that they started."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            before = children()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            end(children() - before)

@@ -50,7 +50,7 @@ def test_training_and_timing(elsewhere):
     out = elsewhere("TrainMNIST.py", "--epochs", 1, "--output", "mine é.pth", "--json", "é.json",
                     "--plot", "é.png")
     assert "saved mine" in out
-    out = elsewhere("InferenceMNIST.py", "--weights", "mine é.pth", "--limit", 64)
+    out = elsewhere("InferenceMNIST.py", "--weights", "mine é.pth", "--limit", 64, "--seconds", 0)
     assert "\ntorch  cpu fp32" in out
     assert sorted(os.listdir(elsewhere.cwd)) == ["mine é.pth", "é.json", "é.png"]
     assert json.loads((elsewhere.cwd / "é.json").read_text())["result"]["accuracy"] > 0
@@ -58,7 +58,7 @@ def test_training_and_timing(elsewhere):
 
 def test_comparison(elsewhere):
     elsewhere("CompareMNIST.py", "--engine", "torch", "--device", "cpu", "--limit", 64,
-              "--plot", "é plot.svg", "--json", "é compare.json")
+              "--seconds", 0, "--plot", "é plot.svg", "--json", "é compare.json")
     assert json.loads((elsewhere.cwd / "é compare.json").read_text())["rows"]
     assert (elsewhere.cwd / "é plot.svg").stat().st_size > 10000
 

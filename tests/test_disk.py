@@ -55,7 +55,7 @@ def full_disk(request, tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     if request.param == "limit":
-        yield folder, {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE,
+        yield folder, {"prepare": lambda: resource.setrlimit(resource.RLIMIT_FSIZE,
                                                                 (1 << 20, 1 << 20))}
         return
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
@@ -81,9 +81,9 @@ def test_full_disk(small_mnist, full_disk):
 
 def test_full_disk_for_a_record(small_mnist, tmp_path):
     (tmp_path / "record.json").write_text("{}")
-    _, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--limit", 10, "--json",
-                 tmp_path / "record.json", status=1,
-                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
+    _, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--limit", 10, "--seconds", 0,
+                 "--json", tmp_path / "record.json", status=1,
+                 prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
     assert err == f"error: can't write {tmp_path}/record.json: File too large\n"
     assert os.listdir(tmp_path) == ["record.json"]
     assert (tmp_path / "record.json").read_text() == "{}"
@@ -93,12 +93,12 @@ def test_read_only_folder(small_mnist, old_weights, forbid):
     before = load_network(old_weights / "net.pth").net.state_dict()
     forbid(old_weights, 0o555)
     _, err = run(*training(small_mnist, "--output", old_weights / "net.pth"), status=2,
-                 preexec_fn=heed_permissions)
+                 prepare=heed_permissions)
     assert err == (f"error: --output {old_weights}/net.pth: no permission to write in "
                    f"{old_weights}\n")
     _, err = run("InferenceMNIST.py", "--weights", old_weights / "net.pth", "--data-dir",
-                 small_mnist, "--limit", 10, "--json", old_weights / "record.json", status=2,
-                 preexec_fn=heed_permissions)
+                 small_mnist, "--json", old_weights / "record.json", status=2,
+                 prepare=heed_permissions)
     assert err == (f"error: --json {old_weights}/record.json: no permission to write in "
                    f"{old_weights}\n")
     assert os.listdir(old_weights) == ["net.pth"]
@@ -122,9 +122,9 @@ def test_data_without_permission(small_mnist, tmp_path, forbid):
     for path in small_mnist.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     images = forbid(folder / "t10k-images-idx3-ubyte", 0o000)
-    _, err = run("InferenceMNIST.py", "--data-dir", folder, status=1, preexec_fn=heed_permissions)
+    _, err = run("InferenceMNIST.py", "--data-dir", folder, status=1, prepare=heed_permissions)
     assert err == f"error: can't read {images}: Permission denied\n"
     forbid(folder, 0o000)
     for program in (["InferenceMNIST.py"], training(folder)):
-        _, err = run(*program, "--data-dir", folder, status=2, preexec_fn=heed_permissions)
+        _, err = run(*program, "--data-dir", folder, status=2, prepare=heed_permissions)
         assert err == f"error: {folder}, where MNIST should be, is not a folder that can be read\n"

@@ -23,6 +23,8 @@ from MNISTdsource import (
 from MNISTidx import IdxError, read_idx
 from MNISTscript import UnavailableError
 
+FUZZ = int(os.environ.get("FUZZ", 300))  # damaged files
+
 IDX_CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D,
              "float64": 0x0E}
 
@@ -104,7 +106,7 @@ ZIPPED = gzip.compress(GOOD)
     (ZIPPED[:2] + b"\xff" + ZIPPED[3:], "damaged gzip"),
     (ZIPPED[:10] + b"\xff" + ZIPPED[11:], "damaged gzip.*invalid block type"),
     (ZIPPED + b"something else", "damaged gzip"),
-])
+], ids=lambda value: value if isinstance(value, str) else "")
 def test_refuses_a_bad_file_by_name(tmp_path, content, complaint):
     path = tmp_path / "bad"
     path.write_bytes(content)
@@ -127,7 +129,6 @@ def test_a_path_that_is_no_file(tmp_path):
 def test_a_lying_header_costs_no_memory(tmp_path, content):
     (tmp_path / "bad").write_bytes(content)
     tracemalloc.start()
-    start = time.process_time()
     try:
         with pytest.raises(IdxError):
             read_idx(str(tmp_path / "bad"))
@@ -135,17 +136,19 @@ def test_a_lying_header_costs_no_memory(tmp_path, content):
     finally:
         tracemalloc.stop()
     assert peak < 20 << 20
-    assert time.process_time() - start < 1
+    fuzz_files.Fuzzer(read_idx).check(str(tmp_path / "bad"))  # fails where it takes long
 
 
+@pytest.mark.fuzz
 def test_damaged_files_give_only_the_projects_error():
-    fuzzer = fuzz_files.fuzz_idx(300)
-    assert fuzzer.refused > 200  # and what was accepted raised nothing
+    fuzzer = fuzz_files.fuzz_idx(FUZZ)
+    assert fuzzer.refused > FUZZ * 2 // 3  # and what was accepted raised nothing
 
 
+@pytest.mark.fuzz
 def test_damaged_weights_give_only_the_projects_error():
-    fuzzer = fuzz_files.fuzz_weights(60)
-    assert fuzzer.refused > 30
+    fuzzer = fuzz_files.fuzz_weights(FUZZ // 5)
+    assert fuzzer.refused > FUZZ // 10
 
 
 def test_the_fuzzer_sees_a_fault(tmp_path):
@@ -156,13 +159,13 @@ def test_the_fuzzer_sees_a_fault(tmp_path):
 
     def slow(path):
         start = time.process_time()
-        while time.process_time() < start + 1.1:
+        while time.process_time() < start + 1.1 * fuzz_files.most_seconds():
             pass
 
     check(os.path.getsize)
     with pytest.raises(gzip.BadGzipFile):
         check(lambda path: gzip.open(path).read())
-    with pytest.raises(AssertionError, match="took 1.1 s"):
+    with pytest.raises(AssertionError, match="took .* s"):
         check(slow)
     if fuzz_files.LINUX:
         with pytest.raises(AssertionError, match="took .* MB"):
@@ -390,15 +393,21 @@ def test_place_size_and_pen_hardly_matter():
         assert (thin > 128).sum() >= 30  # a stroke stays bright all along, not only at a crossing
 
 
-def test_a_drawing_is_prepared_within_5_ms():
-    gray = canvas((40, 520, 240, 300), (40, 90, 100, 300))
-    digit_from_drawing(gray)
+def least_time(function, *arguments, calls=20):
+    """The processor time of the quickest of some calls, seconds."""
     times = []
-    for _ in range(20):
-        start = time.process_time()
-        digit_from_drawing(gray)
-        times.append(time.process_time() - start)
-    assert min(times) < 0.005
+    for _ in range(calls):
+        start = time.thread_time()
+        function(*arguments)
+        times.append(time.thread_time() - start)
+    return min(times)
+
+
+def test_a_drawing_is_prepared_while_one_may_draw_on():
+    """It takes no longer than sorting the drawing's pixels three times."""
+    gray = canvas((40, 520, 240, 300), (40, 90, 100, 300))
+    noise = np.random.RandomState(0).random_sample(gray.size)
+    assert least_time(digit_from_drawing, gray) < 3 * least_time(np.sort, noise)
 
 
 # --- Generated digits -----------------------------------------------------------------------------
@@ -435,10 +444,11 @@ def test_a_label_is_what_the_digit_shows():
     assert (distances.argmin(1) == fresh_labels).mean() > 0.7
 
 
-def test_ten_thousand_take_a_few_seconds():
-    start = time.process_time()
-    generated_digits(2000, seed=0)
-    assert (time.process_time() - start) * 5 < 15
+def test_generating_is_quick():
+    """A digit takes no longer than a few drawings on the canvas take to prepare."""
+    drawing = least_time(digit_from_drawing, canvas((40, 520, 240, 300), (40, 90, 100, 300)))
+    generated_digits(1, seed=0)  # the fonts are read once
+    assert least_time(generated_digits, 500, 0, calls=3) / 500 < 4 * drawing
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):

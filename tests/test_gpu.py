@@ -1,5 +1,8 @@
 """On a machine with a CUDA GPU and TensorRT: build, load, answer, time; skipped elsewhere."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,15 +15,16 @@ from MNISTenginefile import cached_engine
 from MNISTprecision import TOLERANCE
 from MNISTtensorrt import tensorrt_missing
 from MNISTtiming import Stopwatch, take_turns
-from MNISTweights import load_network
+from MNISTweights import SHIPPED, load_network
 
 MISSING = tensorrt_missing()
+WEIGHTS = os.path.join(SHIPPED, "net.pth")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
 
 @pytest.fixture(scope="module")
 def net():
-    return load_network().net
+    return load_network(WEIGHTS).net
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +99,7 @@ def test_torch_lives_on_beside_the_engine(net, digits, stem):
 
 
 def test_program_on_a_gpu(tmp_path):
-    out, _ = run("InfMNISTcudaRT.py", "--limit", "200", "--json", tmp_path / "record.json")
+    shutil.copy(WEIGHTS, tmp_path)  # the engine comes to lie beside it
+    out, _ = run("InfMNISTcudaRT.py", "--weights", tmp_path / "net.pth", "--limit", "200",
+                 "--data", "generated", "--json", tmp_path / "record.json")
     assert "loadEngine" in out

@@ -70,13 +70,13 @@ def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tm
                    env=without(OPTIONAL))
     assert "device: cpu (auto" in out and f"saved {weights}" in out and err == ""
     out, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--weights", weights,
-                   "--limit", 64, env=without(OPTIONAL))
+                   "--limit", 64, "--seconds", 0, env=without(OPTIONAL))
     assert "\ntorch  cpu fp32" in out and err == ""
 
 
 def test_comparison_says_what_each_engine_lacks(without, small_mnist):
     out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 64, "--batch-size", 1,
-                 env=without(OPTIONAL))
+                 "--seconds", 0, env=without(OPTIONAL))
     for reason in ("onnxruntime .*pip install onnx", "openvino .*pip install", "torch .*nvidia-smi",
                    "tensorrt .*TensorRT can't be imported", "usual-loop .*pip install torchvision"):
         assert re.search(f"^{reason}", out, re.MULTILINE), reason
@@ -91,7 +91,8 @@ def test_pictures_of_features_need_no_display_and_no_pyqt5(without, small_mnist,
 
 
 def test_timing_without_mnist_and_network(without, scripts_alone):
-    out, err = run(scripts_alone / "InferenceMNIST.py", "--limit", 64, env=without("PyQt5"))
+    out, err = run(scripts_alone / "InferenceMNIST.py", "--limit", 64, "--seconds", 0,
+                   env=without("PyQt5"))
     assert "Network is unreachable" in err and "GENERATED digits" in err
     assert "\ntorch  cpu fp32" in out
 

@@ -58,6 +58,11 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
+def test_folding_leaves_a_network_in_training_so(trained):
+    net = trained("BatchNorm").train()
+    assert not fold(net).training and all(module.training for module in net.modules())
+
+
 # Where the normalisation can be folded exactly, it is; elsewhere it stays a step of its own.
 FOLDED = {"BatchNorm", "Residual", "Depthwise", "Dense", "Tied", "Double", "NormReadTwice",
           "Named", "Views"}
@@ -261,8 +266,8 @@ def test_train_and_compare_your_own(small_mnist, tmp_path):
     out, _ = run("TrainMNIST.py", *mine, "--epochs", 1, "--output", weights, cwd=tmp_path)
     assert "saved Residual.pth" in out
     assert {"Residual.pth", "Residual.json"} <= set(os.listdir(tmp_path))
-    out, _ = run("CompareMNIST.py", *mine, "--weights", weights, "--limit", 64, "--device", "cpu",
-                 "--batch-size", 16, cwd=tmp_path)
+    out, _ = run("CompareMNIST.py", *mine, "--weights", weights, "--limit", 64, "--seconds", 0,
+                 "--device", "cpu", "--batch-size", 16, cwd=tmp_path)
     usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
               and "cpu" in kind.precisions and MNISTengine.why_not(name) is None]
     for engine in usable:

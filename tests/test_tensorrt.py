@@ -365,10 +365,14 @@ def test_engine_files_built_elsewhere(machine, net, digits, stem):
         engine_from_file(stem + ".onnx")
 
 
-def test_an_engine_of_another_network_is_refused(machine, net, stem, monkeypatch):
-    trt = machine.install("8.2.1.9")
+@pytest.mark.parametrize("other", ["network", "dtype"])
+@pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0"])
+def test_an_engine_of_another_network_is_refused(machine, net, stem, version, other):
+    """Another shape, or another type, of the engine's tensors."""
+    machine.install(version)
     cached_engine(net, "cuda", "fp32", 1, stem=stem)
-    monkeypatch.setattr(trt.DataType, "__eq__", lambda *_: False)
+    engine_from_file(stem + ".rt")
+    machine.device.failing.add(other)
     with pytest.raises(MNISTError, match="isn't one of digits"):
         engine_from_file(stem + ".rt")
 
@@ -401,7 +405,7 @@ def program(machine, net, digits, stem, monkeypatch):
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
     once = {"calls": 1, "seconds": 0}
-    monkeypatch.setattr("MNISTtiming.WARM_UP", once)
+    monkeypatch.setattr("MNISTtiming.WARM_UP", {"cuda": once})
     monkeypatch.setattr("MNISTtiming.TURN_WARM_UP", {"cuda": once})
 
     def run_main(*arguments):

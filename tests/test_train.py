@@ -26,7 +26,8 @@ def train(small_mnist, tmp_path):
     def run_training(name, *flags, status=0):
         output = tmp_path / name
         run("TrainMNIST.py", "--data-dir", small_mnist, "--device", "cpu", "--threads", 1,
-            "--epochs", 3, "--output", output, *flags, status=status)
+            "--epochs", 3, "--batch-size", 64, "--lr", 0.05, "--output", output, *flags,
+            status=status)
         return load_network(output).net.state_dict()
     return run_training
 
@@ -45,7 +46,8 @@ def test_killed_run_resumes_to_the_same_weights(train, small_mnist, tmp_path):
     undisturbed = train("a.pth", "--augment", "--precision", "fp32")
     output = tmp_path / "b.pth"
     command = ["TrainMNIST.py", "--data-dir", small_mnist, "--device", "cpu", "--threads", 1,
-               "--epochs", 3, "--output", output, "--augment", "--precision", "fp32"]
+               "--epochs", 3, "--batch-size", 64, "--lr", 0.05, "--output", output, "--augment",
+               "--precision", "fp32"]
     process = start(*command)
     wait_for(tmp_path / "b.pth.resume", process)
     process.kill()
@@ -80,7 +82,7 @@ def test_resume_of_another_recipe_is_refused(small_mnist, tmp_path):
     assert process.returncode == 130 and time.time() - sent < 2
     assert "--resume goes on" in err and "Traceback" not in err
     _, err = run(*command, "--epochs", 500, "--lr", 0.01, "--resume", status=2)
-    assert "the unfinished run had lr 0.05, not 0.01" in err
+    assert "the unfinished run had lr 0.08, not 0.01" in err
     (tmp_path / "net.pth.resume").write_bytes(b"garbage")
     _, err = run(*command, "--resume", status=1)
     assert "net.pth.resume" in err
@@ -95,7 +97,8 @@ def test_two_processes_train_as_one(train, small_mnist, tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
          "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0",
          os.path.join(ROOT, "TrainMNIST.py"), "--data-dir", str(small_mnist), "--device", "cpu",
-         "--threads", "1", "--epochs", "3", "--output", str(output), "--precision", "fp32"],
+         "--threads", "1", "--epochs", "3", "--batch-size", "64", "--lr", "0.05",
+         "--output", str(output), "--precision", "fp32"],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if "'NoneType' object has no attribute 'get'" in done.stderr:
         pytest.skip("torch 1.13's torchrun doesn't run on Python 3.11")
@@ -249,7 +252,7 @@ def few():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
-    recipe = MNISTtraining.Recipe(epochs=4, augment=1.0, optimizer=optimizer)
+    recipe = MNISTtraining.Recipe(epochs=4, batch_size=64, augment=1.0, optimizer=optimizer)
     whole = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
     MNISTtraining.train(whole, recipe, *few)
 
@@ -276,7 +279,7 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
 
 
 def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
-    recipe = MNISTtraining.Recipe(epochs=6, batch_size=16, precision="fp32")
+    recipe = MNISTtraining.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
     (images, labels), watched = few
     teacher = MNISTtraining.new_network("net", NETWORKS["net"], recipe, "cpu")
     MNISTtraining.train(teacher, recipe, (images, labels), watched)
@@ -303,7 +306,7 @@ def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
 
 
 def test_after_step_and_frozen_parameters(few):
-    recipe = MNISTtraining.Recipe(epochs=1)
+    recipe = MNISTtraining.Recipe(epochs=1, batch_size=64)
     net = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
     net.layers[0].weight.requires_grad_(False)
     frozen, steps = net.layers[0].weight.clone(), []
@@ -331,6 +334,7 @@ def test_dilation_is_max_pooling():
                                              ((8, 7), True), ((12, 0), True)])
 def test_bfloat16_on_a_gpu_is_not_emulated(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # true of Turing too
     assert MNISTtraining.use_bfloat16("auto", "cuda") is has
     assert MNISTtraining.use_bfloat16("bf16", "cuda") and not MNISTtraining.use_bfloat16("fp32",

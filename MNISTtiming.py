@@ -15,8 +15,9 @@ from MNISTmachine import machine_record
 from MNISTprecision import judge_answers
 from MNISTscript import describe_error, show_progress
 
-# Calls that aren't timed, at least, by device: as an engine is opened, and before each of its turns,
-# since another engine has used the caches meanwhile. A GPU that was idle has lowered its clock, too.
+# Calls that aren't timed, at least, by device: as an engine is opened, and before each of its
+# turns, since another engine has used the caches meanwhile. A GPU that was idle has lowered its
+# clock, too.
 WARM_UP = {"cpu": {"calls": 10, "seconds": 0.05}, "cuda": {"calls": 10, "seconds": 0.2}}
 TURN_WARM_UP = {"cpu": {"calls": 3, "seconds": 0.02}, "cuda": {"calls": 3, "seconds": 0.15}}
 

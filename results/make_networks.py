@@ -99,7 +99,7 @@ def cells(name, records):
 
 def cells_without_record(name):
     """What is known of a network whose training wasn't recorded."""
-    net = NETWORKS[name]()
+    net = NETWORKS[name]().eval()
     size = os.path.join(ROOT, "weights", name + ".pth")
     kilobytes = f"{os.path.getsize(size) / 1000:,.0f}" if os.path.exists(size) else "not shipped"
     return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}", kilobytes,

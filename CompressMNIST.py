@@ -236,7 +236,7 @@ def make_row(workshop, name, test, rows):
 
 # --- Timing ---------------------------------------------------------------------------------------
 
-TIMED = 1000  # test digits that are read for the times
+TIMED = 1024  # test digits that are read for the times, whole batches of them
 BATCHES = (1, 64)
 
 

@@ -35,15 +35,15 @@ class Pruner:
     def __init__(self, net, sparsity, steps):
         """`steps`: how many the training makes."""
         self.weights = list(weights_of(net).values())
-        self.sparsity, self.steps, self.done = sparsity, steps, 0
+        self.sparsity, self.done = sparsity, 0
+        self.climb = max(1, round(CLIMB * steps))
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
 
     def __call__(self):
-        climbed = min(1, self.done / (CLIMB * self.steps))
-        if self.done % STEPS_BETWEEN_CUTS == 0 and self.done <= CLIMB * self.steps \
-                + STEPS_BETWEEN_CUTS:
-            self.cut(self.sparsity * (1 - (1 - climbed) ** 3))
         self.done += 1
+        if self.done == self.climb or (self.done < self.climb
+                                       and self.done % STEPS_BETWEEN_CUTS == 0):
+            self.cut(self.sparsity * (1 - (1 - self.done / self.climb) ** 3))
         with torch.no_grad():
             for weight, mask in zip(self.weights, self.masks):
                 weight.masked_fill_(~mask, 0)  # a product would leave zeros of two signs

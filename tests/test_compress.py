@@ -171,6 +171,14 @@ def test_a_pruner_ends_at_its_sparsity_and_stays_there(net):
     assert count_non_zero(net) == pytest.approx(0.1 * whole + 580, abs=0.001 * whole)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 49, 101])
+def test_a_short_training_gets_to_the_sparsity_too(net, steps):
+    pruner = Pruner(net, 0.5, steps)
+    for _ in range(steps):
+        pruner()
+    assert count_non_zero(net) == pytest.approx(431080 / 2, abs=600)
+
+
 def test_clusters_are_shared_and_zeros_stay(net):
     with torch.no_grad():
         net.fc1.weight[net.fc1.weight.abs() < 0.01] = 0

@@ -33,7 +33,7 @@ test-tensorrt: $(VENV)/installed-test
 
 test-oldest:
 	@if $(PYTHON) -c "import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))"; then \
-	    $(MAKE) $(OLDEST)/installed && $(OLDEST)/bin/python -m pytest -m "not (slow or bindings)"; \
+	    $(MAKE) $(OLDEST)/installed && $(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not (slow or bindings)"; \
 	else \
 	    echo "test-oldest: SKIPPED, torch 1.13 wants Python 3.9 to 3.11; this is `$(PYTHON) -V`"; \
 	fi

@@ -80,7 +80,8 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .dim_param .tensor_type .CopyFrom .make_tensor_value_info .UINT8 .numpy_helper .from_array
 .initializer .make_node .helper .TensorProto .SerializeToString
 .ClearField .QDQ .QInt8 .domain .get_property .metadata_props .op_type .opset_import .value_info
-.param_groups .returncode .xaxis .eof .unused_data .phrase .utils
+.param_groups .affine .running_mean .running_var .returncode .xaxis .yaxis .eof .unused_data
+.phrase .utils
 """.split())
 
 

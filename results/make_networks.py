@@ -48,7 +48,8 @@ def main():
 def trainings():
     """The records of the whole trainings, by network: the shipped one first, None where there is
     none."""
-    shipped = [read_training(path) for path in glob.glob(os.path.join(ROOT, "weights", "*.json"))]
+    shipped = [read_training(path)
+               for path in glob.glob(os.path.join(ROOT, "weights", "*[!x].json"))]  # no ONNX file's
     others = [read_training(path)
               for path in sorted(glob.glob(os.path.join(HERE, "training", "*.json")))]
     found = collections.OrderedDict()

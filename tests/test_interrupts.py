@@ -42,7 +42,8 @@ def test_training(begin, tmp_path):
 
 
 @pytest.mark.parametrize("program", [
-    ["InferenceMNIST.py"], ["CompareMNIST.py", "--engine", "torch"]], ids=lambda words: words[0])
+    ["InferenceMNIST.py"], ["CompareMNIST.py", "--engine", "torch", "--precision", "fp32"]],
+    ids=lambda words: words[0])
 def test_timing(begin, program, tmp_path):
     """In the third of a hundred passes; what was measured until then is printed and kept."""
     terminal, its_end = os.openpty()  # there the progress is shown

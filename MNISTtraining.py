@@ -10,6 +10,7 @@ bit for bit, also where the training was stopped after an epoch and went on late
 """
 
 import contextlib
+import copy
 import ctypes
 import inspect
 import math
@@ -164,7 +165,7 @@ def train(net, recipe, training, watched, teacher=None, optimiser=None, history=
     net.to(device)
     if teacher is not None:
         teacher = channels_last(teacher.to(device).eval())
-    bfloat16 = use_bfloat16(recipe.precision, device.type)
+    bfloat16 = use_bfloat16(recipe.precision, device.type, net)
     optimiser = optimiser or make_optimiser(net, recipe)
     rank, world = group
     parallel = distribute(net, device) if world > 1 else net
@@ -269,12 +270,27 @@ def evaluate(net, digits):
 # --- The arithmetic -------------------------------------------------------------------------------
 
 
-def use_bfloat16(precision, device):
-    """Whether to compute in bfloat16: asked for, or `auto` on a processor that has it.
+def use_bfloat16(precision, device, net):
+    """Whether to train `net` in bfloat16: asked for, or `auto` on a processor that has it.
 
     torch emulates it everywhere else, slowly.
     """
-    return precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+    return precision == "bf16" or (precision == "auto" and has_bfloat16(device)
+                                   and trains_in_bfloat16(net))
+
+
+def trains_in_bfloat16(net):
+    """Whether torch has all that a step of this network takes; older ones lack some of it."""
+    import torch
+    trial = copy.deepcopy(net).train()
+    x = torch.zeros(2, 1, 28, 28, device=next(net.parameters()).device)
+    try:
+        with arithmetic(True, x.device):
+            answers = trial(x)
+        answers.float().sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 def has_bfloat16(device):

@@ -154,11 +154,13 @@ def run_training(arguments, device, group):
         raise UnavailableError(f"--batch-size {arguments.batch_size} is too small for "
                                f"{world} processes")
     recipe = make_recipe(arguments, device)
+    net = new_network(name, make, recipe, device)
+    bfloat16 = use_bfloat16(recipe.precision, device, net)
+    recipe = recipe._replace(precision="bf16" if bfloat16 else "fp32")
     settings = dict(recipe._asdict(), network=name, teacher=arguments.teacher,
                     data=arguments.data, validate=arguments.validate)
     teacher = load_network(arguments.teacher) if arguments.teacher else None
     training, watched = choose_digits(arguments, device)
-    net = new_network(name, make, recipe, device)
     optimiser = make_optimiser(net, recipe)
     print(f"training on {len(training[1])} digits: {name}, {device}, {threads} threads"
           + (f" in each of {world} processes" if world > 1 else "")
@@ -214,12 +216,11 @@ def choose_files(arguments, name):
 
 
 def make_recipe(arguments, device):
-    """The `Recipe` of the flags, its precision settled for this device."""
+    """The `Recipe` of the flags."""
     recipe = Recipe(**{field: getattr(arguments, field) for field in Recipe._fields})
     if recipe.precision == "bf16" and not has_bfloat16(device):
         warn(f"--precision bf16: this {device} has no bfloat16 arithmetic; it will be slow")
-    bfloat16 = use_bfloat16(recipe.precision, device)
-    return recipe._replace(precision="bf16" if bfloat16 else "fp32")
+    return recipe
 
 
 def choose_digits(arguments, device):

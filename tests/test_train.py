@@ -336,9 +336,26 @@ def test_bfloat16_on_a_gpu_is_not_emulated(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # true of Turing too
-    assert MNISTtraining.use_bfloat16("auto", "cuda") is has
-    assert MNISTtraining.use_bfloat16("bf16", "cuda") and not MNISTtraining.use_bfloat16("fp32",
-                                                                                         "cuda")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    assert MNISTtraining.use_bfloat16("auto", "cuda", net) is has
+    assert MNISTtraining.use_bfloat16("bf16", "cuda", net)
+    assert not MNISTtraining.use_bfloat16("fp32", "cuda", net)
+
+
+def test_auto_takes_float32_where_torch_lacks_a_part_of_bfloat16(monkeypatch):
+    class Float32Only(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(784, 10)
+
+        def forward(self, x):
+            x = self.layer(x.flatten(1))
+            if x.dtype == torch.bfloat16:
+                raise RuntimeError('"some_kernel" not implemented for \'BFloat16\'')
+            return x
+
+    monkeypatch.setattr(MNISTtraining, "has_bfloat16", lambda device: True)
+    assert not MNISTtraining.use_bfloat16("auto", "cpu", Float32Only())
 
 
 def test_float32_on_a_gpu_is_not_tf32():

@@ -169,6 +169,7 @@ def built_engines(network):
 def takes_bytes(graph):
     """An ONNX file like `network_graph` gives, with `image` as uint8 (batch, 28, 28)."""
     import onnx
+    from onnx import numpy_helper
     model = onnx.load_model_from_string(graph)
     for node in model.graph.node:
         node.input[:] = ["grey" if name == "image" else name for name in node.input]
@@ -176,7 +177,7 @@ def takes_bytes(graph):
     batch = old.type.tensor_type.shape.dim[0].dim_param
     old.CopyFrom(onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8,
                                                     [batch, 28, 28]))
-    axis = onnx.numpy_helper.from_array(np.array([1], np.int64), "channel_axis")
+    axis = numpy_helper.from_array(np.array([1], np.int64), "channel_axis")
     model.graph.initializer.append(axis)
     for node in (onnx.helper.make_node("Unsqueeze", ["numbers", "channel_axis"], ["grey"]),
                  onnx.helper.make_node("Cast", ["image"], ["numbers"], to=onnx.TensorProto.FLOAT)):

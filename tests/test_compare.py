@@ -154,6 +154,7 @@ def test_each_network_takes_its_weights(tmp_path):
 
 
 def test_several_networks_in_one_run(tmp_path, small_mnist):
+    pytest.importorskip("torchvision", reason="the usual loop needs torchvision")
     record = tmp_path / "record.json"
     out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
                    "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),

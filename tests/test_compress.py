@@ -257,6 +257,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, digits_enough, net):
     assert "\nint8 " in out and "\npruned" not in out and (tmp_path / "mine-int8.onnx").exists()
 
 
+@pytest.mark.usefixtures("half_precision")
 def test_one_method_that_fails_leaves_the_others(tmp_path, digits_enough, net):
     save_weights(net, str(tmp_path / "mine.pth"))
     (tmp_path / "mine-fp16.onnx").mkdir()

@@ -84,7 +84,7 @@ def test_reads_what_people_drew_with_a_pen(pen_digits):
         assert share_read(digits, labels, name) >= share, name
 
 
-RECORDS = sorted(glob.glob(os.path.join(SHIPPED, "*.json")))
+RECORDS = sorted(glob.glob(os.path.join(SHIPPED, "*[!x].json")))
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=os.path.basename)

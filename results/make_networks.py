@@ -87,13 +87,11 @@ def cells(name, records):
     one = runs[0]
     seeds = {record["settings"]["seed"]: record["result"]["accuracy"] for record in runs
              if recipe_of(record) == recipe_of(one)}
-    size = os.path.join(ROOT, "weights", name + ".pth")
     epochs = one["settings"]["epochs"]
     return [
         f"`{name}`", f"{one['weights']['parameters']:,}",
-        f"{one['weights']['multiply_adds']:,}",
-        f"{os.path.getsize(size) / 1000:,.0f}" if shipped else "not shipped",
-        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else "-",
+        f"{one['weights']['multiply_adds']:,}", kilobytes(name),
+        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else ACCURACY.get(name, "-"),
         spread(list(seeds.values())), PUBLISHED.get(name, "-"),
         f"{epochs} epoch{'s' if epochs > 1 else ''}, {one['result']['seconds'] / 60:.0f} min"]
 
@@ -101,11 +99,15 @@ def cells(name, records):
 def cells_without_record(name):
     """What is known of a network whose training wasn't recorded."""
     net = NETWORKS[name]().eval()
-    size = os.path.join(ROOT, "weights", name + ".pth")
-    kilobytes = f"{os.path.getsize(size) / 1000:,.0f}" if os.path.exists(size) else "not shipped"
-    return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}", kilobytes,
-            ACCURACY.get(name, "-"), "-", PUBLISHED.get(name, "-"),
+    return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}",
+            kilobytes(name), ACCURACY.get(name, "-"), "-", PUBLISHED.get(name, "-"),
             "not recorded" if name in ACCURACY else "not yet"]
+
+
+def kilobytes(name):
+    """The size of a network's shipped weights."""
+    path = os.path.join(ROOT, "weights", name + ".pth")
+    return f"{os.path.getsize(path) / 1000:,.0f}" if os.path.exists(path) else "not shipped"
 
 
 def recipe_of(record):

@@ -260,7 +260,7 @@ def evaluate(net, digits):
     net.eval()
     loss, right = 0.0, 0
     with torch.no_grad():
-        for images, labels in zip(*(array.split(250) for array in digits)):
+        for images, labels in zip(*(array.split(100) for array in digits)):
             log_probabilities = net(normalise(images)).float()
             loss += float(nll_loss(log_probabilities, labels, reduction="sum"))
             right += int((log_probabilities.argmax(1) == labels).sum())

@@ -14,8 +14,10 @@ import numpy as np
 TURN = 0.01  # seconds that a setting is timed for in one turn
 WARM_UP = 0.003  # and run before each, since others have used the caches meanwhile
 ROUNDS = 8
-HOPELESS = (2, 2, 1.2)  # one so much slower than the best after a round is tried no further
-LIMIT = 0.6  # seconds for all turns together
+# One so much slower than the best after a round is tried no further. The first rounds are lenient:
+# threads of the engines before may still be spinning, and slow down one with many threads.
+HOPELESS = (6, 3, 1.5, 1.2)
+LIMIT = 0.7  # seconds for all turns together
 
 
 _threads = []  # how many were asked for, once they were

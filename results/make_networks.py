@@ -23,9 +23,6 @@ from MNISTscript import MNISTError, make_parser, run_program, write_atomically  
 
 BEGIN, END = "<!-- networks: made by results/make_networks.py -->", "<!-- end of networks -->"
 
-# Of shipped weights whose training wasn't recorded, % of the test digits (tests/ hold it).
-ACCURACY = {"net": "99.69"}
-
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}
 
@@ -91,7 +88,7 @@ def cells(name, records):
     return [
         f"`{name}`", f"{one['weights']['parameters']:,}",
         f"{one['weights']['multiply_adds']:,}", kilobytes(name),
-        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else ACCURACY.get(name, "-"),
+        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else "-",
         spread(list(seeds.values())), PUBLISHED.get(name, "-"),
         f"{epochs} epoch{'s' if epochs > 1 else ''}, {one['result']['seconds'] / 60:.0f} min"]
 
@@ -100,8 +97,7 @@ def cells_without_record(name):
     """What is known of a network whose training wasn't recorded."""
     net = NETWORKS[name]().eval()
     return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}",
-            kilobytes(name), ACCURACY.get(name, "-"), "-", PUBLISHED.get(name, "-"),
-            "not recorded" if name in ACCURACY else "not yet"]
+            kilobytes(name), "-", "-", PUBLISHED.get(name, "-"), "not yet"]
 
 
 def kilobytes(name):

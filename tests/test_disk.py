@@ -11,7 +11,9 @@ import torch
 from scripts import run
 
 from MNISTmodel import Net
-from MNISTweights import load_network, save_weights
+from MNISTweights import SHIPPED, load_network, save_weights
+
+SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's ways to fail")
 
@@ -87,6 +89,18 @@ def test_full_disk_for_a_record(small_mnist, tmp_path):
     assert err == f"error: can't write {tmp_path}/record.json: File too large\n"
     assert os.listdir(tmp_path) == ["record.json"]
     assert (tmp_path / "record.json").read_text() == "{}"
+
+
+def test_full_disk_for_a_smaller_network(small_mnist, full_disk):
+    folder, settings = full_disk
+    (folder / "net-clustered.pth").write_bytes(b"of old")
+    out, err = run("CompressMNIST.py", "--data-dir", small_mnist, "--method", "clustered",
+                   "--output-dir", folder, "--threads", 1, "--weights", SHIPPED_NET, status=1,
+                   **settings)
+    assert f"warning: clustered is missing: can't write {folder}/net-clustered.pth: " in err
+    assert "Traceback" not in err and "\noriginal " in out  # what was measured isn't lost
+    assert os.listdir(folder) == ["net-clustered.pth"]
+    assert (folder / "net-clustered.pth").read_bytes() == b"of old"
 
 
 def test_read_only_folder(small_mnist, old_weights, forbid):

@@ -176,6 +176,12 @@ def test_no_weights_file(tmp_path):
         load_network(tmp_path)
 
 
+def test_an_onnx_file_in_place_of_weights(tmp_path):
+    (tmp_path / "net-int8.onnx").write_bytes(b"anything")
+    with pytest.raises(UnavailableError, match="give the .pth file.*--precision int8"):
+        load_network(tmp_path / "net-int8.onnx")
+
+
 def test_a_zip_bomb_is_not_expanded(net, tmp_path):
     path = tmp_path / "net.pth"
     save_weights(net, path)

@@ -205,8 +205,8 @@ def read_state(path, trust_pickle=False):
     if not os.path.isfile(path):
         raise UnavailableError(f"no weights file {path}; TrainMNIST.py makes one")
     if os.path.splitext(path)[1] == ".onnx":
-        raise UnavailableError(f"{path} is what engines make of weights: give the .pth file that it "
-                               "was made of; --precision int8 takes the int8 one beside that")
+        raise UnavailableError(f"{path} is what engines make of weights: give the .pth file it was "
+                               "made of; --precision int8 takes the int8 one beside that")
     state = read_pickle(path, trust_pickle)
     if isinstance(state, nn.Module):
         state = state.state_dict()

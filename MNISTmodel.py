@@ -6,6 +6,7 @@ recognised from the keys and shapes of its weights alone (see `MNISTweights`).
 """
 
 import collections
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -144,26 +145,12 @@ class Separable(nn.Module):
         return F.log_softmax(self.fc3(x), dim=1)
 
 
-class SeparableBatchNorm(Separable):
-    def __init__(self):
-        super().__init__(batch_norm=True)
-
-
-class SeparableDropout(Separable):
-    def __init__(self):
-        super().__init__(dropout=0.5)
-
-
-class SeparableBatchNormDropout(Separable):
-    def __init__(self):
-        super().__init__(batch_norm=True, dropout=0.5)
-
-
-# Those that `--network` takes by name.
+# Those that `--network` takes by name; a variant is the class with its options.
 NETWORKS = collections.OrderedDict((
     ("net", Net), ("small", Small), ("lenet5", LeNet5), ("separable", Separable),
-    ("separable-bn", SeparableBatchNorm), ("separable-dropout", SeparableDropout),
-    ("separable-bn-dropout", SeparableBatchNormDropout)))
+    ("separable-bn", functools.partial(Separable, batch_norm=True)),
+    ("separable-dropout", functools.partial(Separable, dropout=0.5)),
+    ("separable-bn-dropout", functools.partial(Separable, batch_norm=True, dropout=0.5))))
 
 
 # --- Looking into a network -----------------------------------------------------------------------

@@ -4,8 +4,10 @@
 in weights/; what you train lies beside the scripts and is taken where it exists. Knows torch.
 """
 
+import ast
 import collections
 import difflib
+import functools
 import importlib.util
 import inspect
 import io
@@ -90,14 +92,16 @@ def describe_path(path):
 
 
 def find_network(network):
-    """(name, function that makes one) of a built-in NAME or of FILE.py:CLASS.
+    """(name, function that makes one) of a built-in NAME or of FILE.py:CLASS, where options of the
+    class may follow: FILE.py:CLASS:batch_norm=True:dropout=0.5.
 
     Raises UnavailableError where there is none, saying what there is.
     """
     if network in NETWORKS:
         return network, NETWORKS[network]
-    path, colon, name = network.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    path, colon, rest = network.partition(".py:")
+    path, (name, *options) = path + ".py", rest.split(":")
+    if not colon:
         near = difflib.get_close_matches(network, NETWORKS, n=1)
         raise UnavailableError(f"--network {network}: there is " + (
             f"no such network; did you mean {near[0]}?" if near else
@@ -109,7 +113,43 @@ def find_network(network):
                    if inspect.isclass(value) and issubclass(value, nn.Module)]
         raise UnavailableError(f"--network: {path} has no class {name}"
                                + (f", but {', '.join(classes)}" if classes else ""))
-    return name, make
+    return name, functools.partial(make, **dict(map(read_option, options))) if options else make
+
+
+def read_option(text):
+    """("dropout", 0.5) from "dropout=0.5". Raises UnavailableError for anything else."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        raise UnavailableError(f"--network: an option is NAME=VALUE, not {text!r}") from None
+
+
+def variants_of(network):
+    """What can be switched on and off in a network: ({option: (off, on)}, function of {option:
+    value} that gives the variant's `--network`).
+
+    Options are what the class takes by name: True or False, or a share that is 0 when left alone
+    and one half when switched on.
+    """
+    name, make = find_network(network)
+    base = make.func if isinstance(make, functools.partial) else make
+    options = collections.OrderedDict()
+    for parameter in inspect.signature(base).parameters.values():
+        if isinstance(parameter.default, (bool, float)):
+            off = type(parameter.default)(0)
+            options[parameter.name] = (off, True if off is False else 0.5)
+
+    def variant(values):
+        values = {option: value for option, value in values.items() if value}
+        for other, made in NETWORKS.items():
+            if made == base and not values or (
+                    getattr(made, "func", None) == base and made.keywords == values):
+                return other
+        path_and_class = network.split(".py:")[0] + ".py:" + name
+        return ":".join([path_and_class] + [f"{key}={value}" for key, value in values.items()])
+
+    return options, variant
 
 
 def import_file(path):

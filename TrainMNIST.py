@@ -37,6 +37,7 @@ from MNISTtraining import (
     HELD_OUT,
     LEARNING_RATES,
     TEACHER_SHARE,
+    USUAL_BATCH,
     Recipe,
     evaluate,
     has_bfloat16,
@@ -82,7 +83,9 @@ def parse_arguments():
                         metavar="N",
                         help="digits a step, over all processes (default: %(default)s)")
     parser.add_argument("--lr", type=float, metavar="X", help="peak learning rate "
-                        "(default: {sgd} for sgd, {adamw} for adamw)".format(**LEARNING_RATES))
+                        "(default: {sgd} for sgd, {adamw} for adamw in batches of {batch}, at "
+                        "other sizes as the root of the size)".format(
+                            batch=USUAL_BATCH, **LEARNING_RATES))
     parser.add_argument("--optimizer", choices=sorted(LEARNING_RATES), default=DEFAULTS.optimizer,
                         help="sgd is with Nesterov momentum (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=DEFAULTS.weight_decay, metavar="X",
@@ -112,7 +115,8 @@ def parse_arguments():
                         help="go on after the last completed epoch of the same command")
     arguments = parser.parse_args()
     if arguments.lr is None:
-        arguments.lr = LEARNING_RATES[arguments.optimizer]
+        arguments.lr = Recipe(batch_size=arguments.batch_size,
+                              optimizer=arguments.optimizer).peak()
     if not 0 < arguments.lr < math.inf:
         parser.error(f"--lr must be above 0, not {arguments.lr}")
     if not 0 <= arguments.weight_decay < math.inf:
@@ -330,9 +334,7 @@ def file_digest(path):
 
 def plot(path, record):
     """Draw a record's loss and share of misread digits by epoch."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    from MNISTplot import new_figure, save_figure
+    from MNISTplot import new_figure, plain_ticks, save_figure
     digits = "held-out" if record["settings"]["validate"] else "test"
     history = record["epochs"]
     epochs = [line["epoch"] for line in history]
@@ -345,9 +347,7 @@ def plot(path, record):
     right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
     right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
     for axes in (left, right):
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            ticks(FuncFormatter(lambda value, _: f"{value:g}"))
+        plain_ticks(axes.yaxis)
         axes.grid(alpha=0.3, which="both")
         axes.margins(x=0.03)
         axes.xaxis.get_major_locator().set_params(integer=True)

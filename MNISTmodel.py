@@ -37,31 +37,34 @@ class Net(nn.Module):
 
 
 class Small(nn.Module):
-    """Four narrow convolutions with batch norm: 17,842 parameters and 0.60 million multiply-adds a
+    """Five narrow convolutions with batch norm: 17,530 parameters and 0.48 million multiply-adds a
     digit, where `Net` has 431,080 and 2.3 million.
 
-    Distilled from `Net` it reads nearly as many digits (see `TrainMNIST.py --teacher`). The first
-    convolution strides instead of being pooled, which costs a quarter and leaves room for width
-    behind it; batch norm stands where it can be folded into the convolution before it.
+    Distilled from `Net` it reads nearly as many digits (see `TrainMNIST.py --teacher`). Depth does
+    more for it than width; widths of 16 and 32 are what vector units are quickest with; batch norm
+    stands where it can be folded into the convolution before it.
     """
 
     def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, kernel_size=5, stride=2, bias=False)
-        self.norm1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 18, kernel_size=3, bias=False)
-        self.norm2 = nn.BatchNorm2d(18)
-        self.conv3 = nn.Conv2d(18, 24, kernel_size=3, bias=False)
-        self.norm3 = nn.BatchNorm2d(24)
-        self.conv4 = nn.Conv2d(24, 42, kernel_size=3, bias=False)
-        self.norm4 = nn.BatchNorm2d(42)
-        self.fc = nn.Linear(168, 10)
+        self.conv1 = nn.Conv2d(1, 8, kernel_size=3, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, kernel_size=3, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.conv3 = nn.Conv2d(16, 16, kernel_size=3, bias=False)
+        self.norm3 = nn.BatchNorm2d(16)
+        self.conv4 = nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False)
+        self.norm4 = nn.BatchNorm2d(32)
+        self.conv5 = nn.Conv2d(32, 28, kernel_size=3, bias=False)
+        self.norm5 = nn.BatchNorm2d(28)
+        self.fc = nn.Linear(112, 10)
 
     def forward(self, x):
-        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
         x = F.relu(self.norm2(self.conv2(x)))
         x = F.max_pool2d(F.relu(self.norm3(self.conv3(x))), 2)
         x = F.relu(self.norm4(self.conv4(x)))
+        x = F.relu(self.norm5(self.conv5(x)))
         return F.log_softmax(self.fc(x.flatten(1)), dim=1)
 
 

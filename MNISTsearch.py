@@ -109,6 +109,8 @@ def open_storage(where):
         url = "sqlite:///" + os.path.abspath(where)
     if url.startswith("sqlite"):
         settings["connect_args"] = {"timeout": PATIENCE}
+    elif url.startswith("postgresql://"):
+        url = url.replace("postgresql", "postgresql+" + postgresql_driver(), 1)
     for attempt in range(5):
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=settings,
@@ -121,6 +123,14 @@ def open_storage(where):
             raise storage_error(where, error.orig) from error
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
             raise storage_error(where, error) from error
+
+
+def postgresql_driver():
+    """Whichever there is; which one SQLAlchemy expects unless told hangs on its version."""
+    for driver in ("psycopg", "psycopg2"):
+        if not package_missing(driver):
+            return driver
+    raise UnavailableError("PostgreSQL needs psycopg2: pip install psycopg2-binary")
 
 
 def storage_error(where, error):

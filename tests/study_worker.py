@@ -1,0 +1,35 @@
+"""A worker on a study whose trials only wait for a moment: what the tests kill.
+
+usage: python study_worker.py STORAGE POINTS
+"""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import MNISTsearch
+
+MNISTsearch.HEARTBEAT, MNISTsearch.GRACE = 1, 2
+
+
+def main():
+    storage, points = sys.argv[1], int(sys.argv[2])
+    study = MNISTsearch.Study(MNISTsearch.open_storage(storage), "waiting", {"points": points},
+                              [{"x": x} for x in range(points)])
+
+    def objective(trial):
+        x = trial.suggest_categorical("x", list(range(points)))
+        print(f"begins {x}", flush=True)
+        time.sleep(0.3)
+        trial.set_user_attr("settings", {"x": x})
+        trial.set_user_attr("accuracies", [x / points])
+        trial.set_user_attr("seconds", 0.3)
+        return x / points
+
+    study.work(objective)
+
+
+if __name__ == "__main__":
+    main()

@@ -117,7 +117,9 @@ def open_storage(where):
                                               heartbeat_interval=HEARTBEAT, grace_period=GRACE)
         except sqlalchemy.exc.DBAPIError as error:
             # Two that make the tables of a new storage at the same moment get in each other's way.
-            if "already exists" in str(error) and attempt < 4:
+            at_once = (isinstance(error, sqlalchemy.exc.IntegrityError)
+                       or "already exists" in str(error))
+            if at_once and attempt < 4:
                 time.sleep(0.5)
                 continue
             raise storage_error(where, error.orig) from error
@@ -173,21 +175,26 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=[
             getattr(self.states, state) for state in states])
 
-    def work(self, objective, goes_on=lambda: True):
+    def work(self, objective, after_each=None, goes_on=lambda: True):
         """Do what is waiting until every point is done, or `goes_on()` says no.
 
-        `objective(trial)` gives the held-out accuracy. A point that another worker has is waited
-        for: it may be killed.
+        `objective(trial)` gives the held-out accuracy and leaves in the trial's `user_attrs` what
+        `rows` says; `after_each(row)` is told what this worker has done. A point that another
+        worker has is waited for: it may be killed.
         """
         def checked(trial):
             self.check(trial)
             return objective(trial)
 
+        def tell(_, trial):
+            if after_each and trial.state != self.states.FAIL:
+                after_each(self.row(trial))
+
         while goes_on():
             self.optuna.storages.fail_stale_trials(self.study)
             self.put_in_what_is_missing()
             if self.trials("WAITING"):
-                self.study.optimize(checked, n_trials=1, catch=(Superfluous,))
+                self.study.optimize(checked, n_trials=1, catch=(Superfluous,), callbacks=[tell])
             elif self.trials("RUNNING"):
                 time.sleep(0.5)
             else:
@@ -212,15 +219,17 @@ class Study:
         """How many points are done."""
         return len(self.trials("COMPLETE", "PRUNED"))
 
-    def rows(self):
-        """What was found, best first: dicts with settings, accuracies (of the seeds), mean,
+    def row(self, trial):
+        """What was found in a trial: a dict with settings, accuracies (of the seeds), mean,
         deviation (None of a single one), seconds, epochs (made) and pruned."""
-        rows = []
-        for trial in self.trials("COMPLETE", "PRUNED"):
-            row = dict(trial.user_attrs, pruned=trial.state == self.states.PRUNED)
-            row["mean"], row["deviation"] = mean_and_deviation(row["accuracies"])
-            rows.append(row)
-        return sorted(rows, key=lambda row: (row["pruned"], -row["mean"], row["seconds"]))
+        row = dict(trial.user_attrs, pruned=trial.state == self.states.PRUNED)
+        row["mean"], row["deviation"] = mean_and_deviation(row["accuracies"])
+        return row
+
+    def rows(self):
+        """The `row` of every trial that is done, best first."""
+        return sorted(map(self.row, self.trials("COMPLETE", "PRUNED")),
+                      key=lambda row: (row["pruned"], -row["mean"], row["seconds"]))
 
     def note(self, key, value=None):
         """What the study remembers under a name; with a value, have it remember that."""

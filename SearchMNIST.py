@@ -25,7 +25,6 @@ import time
 
 from MNISTscript import (
     HERE,
-    MNISTError,
     UnavailableError,
     add_flags,
     check_writable,
@@ -283,10 +282,6 @@ class Trainer:
         trial.set_user_attr("accuracies", accuracies)
         trial.set_user_attr("seconds", seconds)
         trial.set_user_attr("epochs", len(history))
-        print(f"{self.study.done() + 1}/{len(self.plan.points)}  "
-              + describe_settings(self.plan, settings)
-              + f": {accuracy_text(accuracies)} of the held-out digits, {seconds:.1f} s",
-              flush=True)
         return sum(accuracies) / len(accuracies)
 
 
@@ -319,10 +314,10 @@ def search(arguments):
     helpers = start_workers(arguments)
     status = 0
     try:
-        study.work(trainer.objective)
+        study.work(trainer.objective, after_each=lambda row: report(study, plan, row))
         choose(study, plan, trainer)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on. What was found until now:", file=sys.stderr)
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
         status = 130
     finally:
         stop_workers(helpers)
@@ -371,13 +366,20 @@ def choose(study, plan, trainer):
 # --- Showing --------------------------------------------------------------------------------------
 
 
+def report(study, plan, row):
+    """Print the line of a trial that is done."""
+    print(f"{study.done()}/{len(plan.points)}  {describe_settings(plan, row['settings'])}: "
+          + ("stopped early, " if row["pruned"] else "")
+          + f"{accuracy_text(row)} of the held-out digits, {row['seconds']:.1f} s", flush=True)
+
+
 def show(study, plan, trainer):
     """Print the table and what to do with it, write record and plot."""
     from MNISTmachine import machine_record
     from MNISTsearch import as_good_as_the_best
     arguments, rows = plan.arguments, study.rows()
     if not rows:
-        raise MNISTError("no trial is finished yet")
+        return  # stopped before the first was done
     alike = as_good_as_the_best(rows, HELD_OUT)
     print("\n" + format_rows(plan, rows, alike))
     choice = study.note("choice")
@@ -424,13 +426,12 @@ def describe_settings(plan, settings):
     return ", ".join(f"{dashed(name)} {setting_text(settings[name])}" for name in plan.varied)
 
 
-def accuracy_text(accuracies):
+def accuracy_text(row):
     """ "99.21 % ± 0.04", or that all diverged."""
-    from MNISTsearch import mean_and_deviation
-    mean, deviation = mean_and_deviation(accuracies)
-    if mean == 0:
+    if row["mean"] == 0:
         return "diverged, 0 %"
-    return f"{mean:.2%}" + (f" ± {deviation * 100:.2f}" if deviation is not None else "")
+    deviation = row["deviation"]
+    return f"{row['mean'] * 100:.2f} %" + ("" if deviation is None else f" ± {deviation:.2%}"[:-1])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = os.path.join(ROOT, "tests", "nano_calls.txt")
 LIBRARIES = ("numpy", "torch", "matplotlib", "PyQt5", "tensorrt")
 OPTIONAL = ("tensorrt_rtx", "pycuda", "onnx", "onnxruntime", "openvino", "torchvision",
-            "httptools", "orjson", "prometheus_client", "uvloop")
+            "httptools", "orjson", "prometheus_client", "uvloop", "optuna", "sqlalchemy")
 
 # Newer than a Jetson Nano's versions: since when, and the feature test that has to stand in every
 # file that uses it.
@@ -82,6 +82,10 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .ClearField .QDQ .QInt8 .domain .get_property .metadata_props .op_type .opset_import .value_info
 .param_groups .affine .running_mean .running_var .returncode .xaxis .yaxis .eof .unused_data
 .phrase .utils
+.DBAPIError .ExperimentalWarning .FAIL .IntegrityError .MedianPruner .NopPruner .PRUNED .RDBStorage
+.SQLAlchemyError .TPESampler .TrialPruned .TrialState .create_study .enqueue_trial
+.fail_stale_trials .get_trials .logging .optimize .orig .pruners .samplers .set_user_attr
+.set_verbosity .should_prune .study_name .suggest_categorical .suggest_float .user_attrs
 """.split())
 
 

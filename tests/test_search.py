@@ -213,6 +213,17 @@ def search(digits, tmp_path):
     return search
 
 
+@pytest.fixture
+def mine(tmp_path):
+    """A network that is quickly trained, with an option."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Mine(torch.nn.Sequential):\n"
+        "    def __init__(self, dropout=0.0):\n"
+        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, 10),\n"
+        "                         torch.nn.Dropout(dropout), torch.nn.LogSoftmax(1))\n")
+    return f"{tmp_path}/mine.py:Mine"
+
+
 def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits):
     flags = ["grid", "--batch-size", 32, "--epochs", 1, "--lr", 0.05, 1e8, "--json",
              tmp_path / "record.json", "--plot", tmp_path / "plot.png"]
@@ -236,36 +247,32 @@ def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits):
     assert "another study called grid-net: its tried is" in err and "--study" in err
 
 
-def test_an_ablation_with_two_workers(search, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import torch\nclass Mine(torch.nn.Sequential):\n"
-        "    def __init__(self, dropout=0.0):\n"
-        "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, 10),\n"
-        "                         torch.nn.Dropout(dropout), torch.nn.LogSoftmax(1))\n")
-    out, _ = search("ablate", "--network", tmp_path / "mine.py:Mine", "--option", "dropout",
-                    "label-smoothing", "--epochs", 1, "--seeds", 2, "--workers", 2, "--plot",
-                    tmp_path / "plot.png", "--json", tmp_path / "record.json")
+def test_an_ablation_with_two_workers(search, tmp_path, mine):
+    out, _ = search("ablate", "--network", mine, "--option", "dropout", "label-smoothing",
+                    "--epochs", 1, "--seeds", 2, "--workers", 2, "--plot", tmp_path / "plot.png",
+                    "--json", tmp_path / "record.json")
     record = json.loads((tmp_path / "record.json").read_text())
     assert {(row["settings"]["dropout"], row["settings"]["label_smoothing"])
             for row in record["rows"]} == {(0, 0), (0, 0.05), (0.5, 0), (0.5, 0.05)}
     assert all(len(row["accuracies"]) == 2 for row in record["rows"])
-    assert "TrainMNIST.py --network " + str(tmp_path / "mine.py:Mine") in out
+    assert f"TrainMNIST.py --network {mine}" in out
 
 
-def test_tuning_stops_the_hopeless_and_keeps_the_default(search, tmp_path):
-    search("tune", "--trials", 9, "--epochs", 3, "--optimizer", "sgd", "--json",
-           tmp_path / "record.json", "--plot", tmp_path / "plot.png")
+def test_tuning_stops_the_hopeless_and_keeps_the_default(search, tmp_path, mine):
+    flags = ["tune", "--network", mine, "--epochs", 3, "--optimizer", "sgd"]
+    search(*flags, "--trials", 9, "--json", tmp_path / "record.json", "--plot",
+           tmp_path / "plot.png")
     rows = json.loads((tmp_path / "record.json").read_text())["rows"]
     assert len(rows) == 9 and {"batch_size": 128, "optimizer": "sgd", "lr": 0.08,
                                "weight_decay": 5e-4, "label_smoothing": 0.05, "augment": 0.0,
                                "epochs": 3} in [row["settings"] for row in rows]
     assert all(row["epochs"] < 3 for row in rows if row["pruned"])
-    out, _ = search("tune", "--trials", 10, "--epochs", 3, "--optimizer", "sgd")  # one more
+    out, _ = search(*flags, "--trials", 10)  # one more
     assert "10 trials, 9 done" in out and "\n10/10  " in out
 
 
-def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search):
-    flags = ["grid", "--batch-size", 32, "--epochs", 1, 2, 3]
+def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search, mine):
+    flags = ["grid", "--network", mine, "--batch-size", 32, "--epochs", 1, 10, 20]
     with search(*flags, "--workers", 2, run=start) as process:
         read_until(process, "1/3  ")
         process.send_signal(signal.SIGINT)

@@ -257,11 +257,9 @@ def add_times(workshop, rows, images):
     take_turns([stopwatch for _, stopwatch in stopwatches], repeat=3)
     for row, stopwatch in stopwatches:
         engine = stopwatch.engine
-        latencies = sorted(seconds for turn in stopwatch.turns
-                           for seconds in turn.latencies("end_to_end"))
         row["times"].append({"engine": engine.name, "device": engine.device,
                              "batch_size": engine.batch_size, "detail": engine.detail,
-                             "median_ms": latencies[len(latencies) // 2] * 1e3})
+                             "median_ms": stopwatch.median_ms()})
         engine.close()
 
 

@@ -1,4 +1,4 @@
-"""What a run's numbers look like: a comparison, the digits that were misread, a study.
+"""What a run's numbers look like: a comparison, a training, a study, the digits misread.
 
 Needs matplotlib, but no display.
 """
@@ -145,7 +145,12 @@ MISTAKES_SHOWN = 120
 
 
 def plot_mistakes(path, images, labels, answers, title):
-    """Draw the confusion matrix, and the misread digits, the surest first.
+    """Save the figure of `draw_mistakes`."""
+    save_figure(draw_mistakes(images, labels, answers, title), path)
+
+
+def draw_mistakes(images, labels, answers, title):
+    """A figure of the confusion matrix, and of the misread digits, the surest first.
 
     images uint8 (N, 28, 28), labels (N,), answers float32 (N, 10) log-probabilities. A digit's
     caption: its number, its label, what it was read as, and with which probability.
@@ -172,7 +177,7 @@ def plot_mistakes(path, images, labels, answers, title):
         panel.set_yticks([])
         panel.set_title(f"#{index}\n{labels[index]} read {read[index]}, "
                         f"{np.exp(answers[index, read[index]]):.0%}", fontsize=7, pad=2)
-    save_figure(figure, path)
+    return figure
 
 
 def draw_confusion(panel, labels, read):
@@ -193,6 +198,38 @@ def draw_confusion(panel, labels, read):
     panel.set_xlabel("read as")
     panel.set_ylabel("label")
     panel.tick_params(length=0)
+
+
+# --- A training -----------------------------------------------------------------------------------
+
+
+def plot_training(path, record):
+    """Draw a training's record: loss and share of misread digits by epoch."""
+    digits = "held-out" if record["settings"]["validate"] else "test"
+    figure = new_figure(9, 3.5, dpi=120)
+    draw_training(figure, record["epochs"], digits)
+    figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
+                    f"test digits after {len(record['epochs'])} epochs, "
+                    f"{record['result']['seconds']:.0f} s")
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    save_figure(figure, path)
+
+
+def draw_training(figure, history, digits):
+    """The two panels of a history (see `MNISTtraining.train`); `digits`: which were watched."""
+    epochs = [line["epoch"] for line in history]
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
+    left.plot(epochs, [line["loss"] for line in history], "s--", label=digits)
+    left.set(xlabel="epoch", ylabel="mean loss", yscale="log")
+    left.legend()
+    right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
+    right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
+    for axes in (left, right):
+        plain_ticks(axes.yaxis)
+        axes.grid(alpha=0.3, which="both")
+        axes.margins(x=0.03)
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 # --- A study --------------------------------------------------------------------------------------

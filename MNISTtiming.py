@@ -128,6 +128,14 @@ class Stopwatch:
         full = len(images) // size if self.batches > 1 else 1  # the only batch may be a short one
         self.turns.append(Turn(times, full))
 
+    def latencies(self, clock="end_to_end"):
+        """The seconds of all the calls with a full batch."""
+        return [seconds for turn in self.turns for seconds in turn.latencies(clock)]
+
+    def median_ms(self, clock="end_to_end"):
+        """The median of the `latencies`, in ms per batch."""
+        return percentile(sorted(self.latencies(clock)), 50)
+
     def is_steady(self):
         """Whether the last pass's turns took equally long, end-to-end."""
         spread = unsteadiness(self.turns[-TURNS:], "end_to_end")

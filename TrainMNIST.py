@@ -323,38 +323,14 @@ def write_record(arguments, net, settings, history, result):
         "epochs": history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:
-        plot(arguments.plot, record)
+        from MNISTplot import plot_training
+        plot_training(arguments.plot, record)
 
 
 def file_digest(path):
     """The SHA-256 of a file: which weights a record is of."""
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
-
-
-def plot(path, record):
-    """Draw a record's loss and share of misread digits by epoch."""
-    from MNISTplot import new_figure, plain_ticks, save_figure
-    digits = "held-out" if record["settings"]["validate"] else "test"
-    history = record["epochs"]
-    epochs = [line["epoch"] for line in history]
-    figure = new_figure(9, 3.5, dpi=120)
-    left, right = figure.subplots(1, 2)
-    left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
-    left.plot(epochs, [line["loss"] for line in history], "s--", label=digits)
-    left.set(xlabel="epoch", ylabel="mean loss", yscale="log")
-    left.legend()
-    right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
-    right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
-    for axes in (left, right):
-        plain_ticks(axes.yaxis)
-        axes.grid(alpha=0.3, which="both")
-        axes.margins(x=0.03)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
-                    f"test digits after {len(history)} epochs, {record['result']['seconds']:.0f} s")
-    figure.tight_layout(rect=(0, 0, 1, 0.97))
-    save_figure(figure, path)
 
 
 if __name__ == "__main__":

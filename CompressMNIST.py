@@ -32,6 +32,7 @@ from MNISTscript import (
     save_json,
     show_progress,
     warn,
+    work_to_keep,
 )
 
 # What is made of what, and in which precision. "small" is a network of its own.
@@ -78,16 +79,11 @@ def main():
     print(f"weights: {network.origin}", file=sys.stderr, flush=True)
     test = load_digits("test", "mnist", arguments.data_dir)[:2]
     workshop = Workshop(network, arguments)
-    rows, status = [make_row(workshop, "original", test, [])], 0
+    rows = [make_row(workshop, "original", test, [])]
     try:
-        for name in METHODS:
-            if name in arguments.method:
-                try:
-                    rows.append(make_row(workshop, name, test, rows))
-                except MNISTError as error:  # the other methods' work isn't lost by it
-                    warn(f"{name} is missing: {error}")
-                    status = error.exit_status
-        add_times(workshop, rows, test[0])
+        with work_to_keep():
+            status = make_rows(workshop, rows, test)
+            add_times(workshop, rows, test[0])
     except KeyboardInterrupt:
         show_progress(None)
         print("interrupted; what was finished follows", file=sys.stderr)
@@ -198,6 +194,19 @@ class Workshop:
             with write_atomically(f"{self.stem(kind)}-fp16.onnx") as file:
                 file.write(graph)
         return graph
+
+
+def make_rows(workshop, rows, test):
+    """Add the row of each method that was asked for to `rows`; gives the exit status."""
+    status = 0
+    for name in METHODS:
+        if name in workshop.arguments.method:
+            try:
+                rows.append(make_row(workshop, name, test, rows))
+            except MNISTError as error:  # the other methods' work isn't lost by it
+                warn(f"{name} is missing: {error}")
+                status = error.exit_status
+    return status
 
 
 def make_row(workshop, name, test, rows):

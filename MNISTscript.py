@@ -3,6 +3,7 @@
 Knows the standard library and nothing else, so that `--help` answers at once.
 """
 
+import _thread
 import argparse
 import contextlib
 import importlib
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -75,14 +77,34 @@ def run_program(main):
     sys.exit(status)
 
 
-def interrupt(number, frame):
-    """What Ctrl-C does: raise KeyboardInterrupt; in the middle of an import, end at once.
+_work_to_keep = False
 
-    Libraries have been seen to swallow it there, or to make another error of it.
+
+@contextlib.contextmanager
+def work_to_keep():
+    """Within it there is finished work that a Ctrl-C may not lose, see `interrupt`."""
+    global _work_to_keep
+    before, _work_to_keep = _work_to_keep, True
+    try:
+        yield
+    finally:
+        _work_to_keep = before
+
+
+def interrupt(number, frame):
+    """What Ctrl-C does: raise KeyboardInterrupt, but not in the middle of an import.
+
+    Libraries have been seen to swallow it there, or to make another error of it. So there it ends
+    the program at once or, where there is `work_to_keep`, is tried again until the import is over.
     """
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            leave_interrupted()
+            if not _work_to_keep:
+                leave_interrupted()
+            again = threading.Timer(0.05, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+            return
         frame = frame.f_back
     raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ import time
 
 from MNISTmachine import machine_record
 from MNISTprecision import judge_answers
-from MNISTscript import describe_error, show_progress
+from MNISTscript import describe_error, show_progress, work_to_keep
 
 # Calls that aren't timed, at least, by device: as an engine is opened, and before each of its
 # turns, since another engine has used the caches meanwhile. A GPU that was idle has lowered its
@@ -51,26 +51,33 @@ def take_turns(stopwatches, repeat=None, deadline=None):
     turns = TURNS * (repeat or 1)
     gc.collect()
     gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
-    started = time.perf_counter()
     try:
-        round_seconds = 0.0
-        while True:
-            waiting = [stopwatch for stopwatch in stopwatches if not stopwatch.failure and (
-                len(stopwatch.turns) < turns
-                or not repeat and not stopwatch.is_steady()
-                and deadline is not None and time.perf_counter() + round_seconds < deadline)]
-            if not waiting:
-                return False
-            round_started = time.perf_counter()
-            for stopwatch in waiting:
-                show_turn(stopwatches, turns, started, deadline)
-                stopwatch.try_turn()
-            round_seconds = time.perf_counter() - round_started
+        with work_to_keep():
+            go_round(stopwatches, turns, repeat, deadline)
+        return False
     except KeyboardInterrupt:
         return True
     finally:
         gc.enable()
         show_progress(None)
+
+
+def go_round(stopwatches, turns, repeat, deadline):
+    """Turn after turn of those that have not had enough."""
+    started = time.perf_counter()
+    round_seconds = 0.0
+    while True:
+        waiting = [stopwatch for stopwatch in stopwatches if not stopwatch.failure and (
+            len(stopwatch.turns) < turns
+            or not repeat and not stopwatch.is_steady()
+            and deadline is not None and time.perf_counter() + round_seconds < deadline)]
+        if not waiting:
+            return
+        round_started = time.perf_counter()
+        for stopwatch in waiting:
+            show_turn(stopwatches, turns, started, deadline)
+            stopwatch.try_turn()
+        round_seconds = time.perf_counter() - round_started
 
 
 def show_turn(stopwatches, turns, started, deadline):

@@ -34,6 +34,7 @@ from MNISTscript import (
     run_program,
     save_json,
     warn,
+    work_to_keep,
 )
 from MNISTtraining import HELD_OUT, LEARNING_RATES, Recipe
 
@@ -314,8 +315,9 @@ def search(arguments):
     helpers = start_workers(arguments)
     status = 0
     try:
-        study.work(trainer.objective, after_each=lambda row: report(study, plan, row))
-        choose(study, plan, trainer)
+        with work_to_keep():
+            study.work(trainer.objective, after_each=lambda row: report(study, plan, row))
+            choose(study, plan, trainer)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         status = 130

@@ -1,5 +1,6 @@
 """Memory, stream and graphs of a GPU, through torch or pycuda: whichever is there."""
 
+import atexit
 import collections
 import functools
 
@@ -12,8 +13,11 @@ from MNISTscript import MNISTError, UnavailableError
 @functools.lru_cache(maxsize=None)
 def primary_context(cuda):
     """pycuda's handle on the GPU's primary context: the one that torch and TensorRT use too, so
-    that all can live in one process. Kept as long as that lives."""
-    return cuda.Device(0).retain_primary_context()
+    that all can live in one process. Kept as long as that lives, then given back by hand: pycuda's
+    own clean-up calls cuCtxDetach, which is for other contexts."""
+    context = cuda.Device(0).retain_primary_context()
+    atexit.register(context.detach)
+    return context
 
 
 def in_context(method):

@@ -3,7 +3,7 @@
 # make test-all      every test there is, and the fuzzers and the kills at length
 # make test-gpu      the tests that need a CUDA GPU; all of them are skipped without
 # make test-mutations break the code on purpose in many places: a test has to fail for each
-# make test-tensorrt hold our calls against the real bindings of TensorRT, which it fetches
+# make test-tensorrt hold our calls against the real TensorRT bindings and pycuda, which it fetches
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,7 @@ test-mutations: $(VENV)/installed-test
 
 test-tensorrt: $(VENV)/installed-test
 	$(VENV)/bin/python tests/real_tensorrt.py
+	$(VENV)/bin/python tests/real_pycuda.py
 	$(VENV)/bin/python -m pytest -m bindings
 
 test-oldest:

@@ -26,11 +26,12 @@ TENSORS = ("image", "log_probs")
 class Device:
     """A GPU: memory by address, streams by handle, and what shall go wrong (`failing`: "builder",
     "tf32", "int8", "parse", "build", "runtime", "load", "network", "dtype", "context", "shape",
-    "address", "execute"). "tf32" and "int8" before `fake_tensorrt`: this GPU has them not."""
+    "address", "execute"; "tf32" and "int8": it has none)."""
 
     def __init__(self):
         self.blocks, self.streams, self.failing = {}, {}, set()
         self.page_locked = []
+        self.log = None  # TensorRT's only one, where a process has only one
         self.leaked = []  # addresses of buffers given back outside of a CUDA context
         self.calls = []  # the names of TensorRT's calls that ran the engine
 
@@ -111,6 +112,9 @@ def fake_pycuda(device):
 
         def push(self):
             contexts.stack.append(self)
+
+        def detach(self):
+            pass
 
     class Gpu:
         count = staticmethod(lambda: 1)
@@ -218,9 +222,6 @@ class Enum(enum.Enum):
         return self.value
 
 
-LOGS = {}  # up to 8.4.0: the logger of the process, by Device
-
-
 def fake_tensorrt(version, device, name="tensorrt"):
     """A module like TensorRT of `version` (one of VERSIONS) over a `Device`.
 
@@ -258,7 +259,10 @@ def fake_tensorrt(version, device, name="tensorrt"):
 
     def the_log(log):
         """Before 8.4.1 the first logger of a process stays the only one."""
-        return LOGS.setdefault(device, log) if number < (8, 4, 1) else log
+        if number >= (8, 4, 1):
+            return log
+        device.log = device.log or log
+        return device.log
 
     def error(log, text):
         log.log(ILogger.Severity.ERROR, text)
@@ -322,8 +326,8 @@ def fake_tensorrt(version, device, name="tensorrt"):
 
     class Builder:
         if has_precision_flags:
-            platform_has_tf32 = "tf32" not in device.failing
-            platform_has_fast_int8 = "int8" not in device.failing
+            platform_has_tf32 = property(lambda self: "tf32" not in device.failing)
+            platform_has_fast_int8 = property(lambda self: "int8" not in device.failing)
 
         def __init__(self, logger):
             self._log = the_log(logger)

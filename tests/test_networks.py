@@ -80,6 +80,17 @@ def test_batch_norm_is_folded_where_that_is_exact(trained, name, left):
     assert sum(isinstance(module, norms) for module in fold(trained(name)).modules()) == left
 
 
+def test_a_batch_norm_of_hardly_any_variance_is_folded_too(trained, digits):
+    """There its epsilon counts."""
+    net = trained("BatchNorm")
+    net.head[2].running_var.fill_(2e-5)
+    folded = fold(net)
+    assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in folded.modules())
+    with torch.no_grad():
+        answers = folded(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
+    assert np.abs(answers - MNISTengine.reference_answers(net, digits)).max() < 1e-4
+
+
 def test_calls_are_those_of_the_innermost_modules(trained):
     net = trained("Residual")
     made = calls(net, torch.zeros(1, 1, 28, 28))

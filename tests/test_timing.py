@@ -327,6 +327,7 @@ def test_percentiles_need_calls_beyond_them():
     assert MNISTtiming.percentile(seconds, 50) == pytest.approx(501)
     assert MNISTtiming.percentile(seconds, 90) == pytest.approx(901)
     assert MNISTtiming.percentile(seconds, 99) == pytest.approx(991)
+    assert MNISTtiming.percentile(seconds[:999], 99) is None  # nine calls lie beyond it
     assert MNISTtiming.percentile(seconds[:156], 90) is not None
     assert MNISTtiming.percentile(seconds[:156], 99) is None
     assert MNISTtiming.percentile(seconds[:5], 90) is None

@@ -17,6 +17,7 @@ import TrainMNIST
 from MNISTdsource import generated_digits, normalise
 from MNISTmodel import NETWORKS
 from MNISTscript import UnavailableError
+from MNISTtraining import Recipe
 from MNISTweights import load_network, trained_path
 
 
@@ -40,6 +41,17 @@ def test_same_seed_same_weights(train):
     first = train("a.pth", "--augment", "--seed", 3)
     assert identical(first, train("b.pth", "--augment", "--seed", 3))
     assert not identical(first, train("c.pth", "--augment", "--seed", 4))
+
+
+def test_the_seed_orders_the_digits_too():
+    """Beside giving the weights a training begins with."""
+    digits = [torch.from_numpy(array) for array in generated_digits(256, seed=0)]
+    trained = []
+    for seed in (3, 3, 4):
+        net = MNISTtraining.new_network("net", NETWORKS["net"], Recipe(seed=0), "cpu")
+        MNISTtraining.train(net, Recipe(seed=seed, epochs=1, batch_size=64), digits, digits)
+        trained.append(net.state_dict())
+    assert identical(trained[0], trained[1]) and not identical(trained[0], trained[2])
 
 
 def test_killed_run_resumes_to_the_same_weights(train, small_mnist, tmp_path):

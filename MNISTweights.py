@@ -321,7 +321,7 @@ class TrustingUnpickler(pickle.Unpickler):
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):
-            ours = {kind.__name__: kind for kind in NETWORKS.values()}
+            ours = {kind.__name__: kind for kind in NETWORKS.values() if isinstance(kind, type)}
             if name in ours:
                 return ours[name]
             raise

@@ -215,6 +215,20 @@ def test_augmentation_moves_digits_but_keeps_them():
     assert 0.3 < ink.min() and ink.max() < 2.2 and abs(ink.mean() - 1.1) < 0.2
 
 
+def test_augmentation_moves_digits_across_and_down_independently():
+    images = torch.zeros(200, 28, 28, dtype=torch.uint8)
+    images[:, 12:16, 12:16] = 255
+    x = normalise(images)
+    ink = (MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0)) - x.min())[:, 0]
+    places = torch.arange(28.0)
+    total = ink.sum((1, 2))
+    across = (ink.sum(1) * places).sum(1) / total
+    down = (ink.sum(2) * places).sum(1) / total
+    for centre in (across, down):
+        assert abs(centre.mean() - 13.5) < 0.3 and centre.std() > 0.5
+    assert abs(np.corrcoef(across, down)[0, 1]) < 0.3
+
+
 def test_thickness_between_erosion_and_dilation():
     x = torch.zeros(3, 1, 9, 9)
     x[:, :, 3:6, 3:6] = 1

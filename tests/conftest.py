@@ -82,10 +82,22 @@ def mnist_dir():
 @pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory):
     """A folder of few digits in MNIST's files: 1,000 to train on, 300 to test on, generated."""
-    folder = tmp_path_factory.mktemp("small_mnist")
-    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (1000, 300)):
-        images, labels = MNISTdsource.generated_digits(count, seed=count)
-        for name, array in ((image_name, images), (label_name, labels)):
+    return write_mnist(tmp_path_factory.mktemp("small_mnist"), *(
+        MNISTdsource.generated_digits(count, seed=count) for count in (1000, 300)))
+
+
+@pytest.fixture(scope="session")
+def digits_enough(tmp_path_factory):
+    """The same with a few more digits to train on than are held out: 200, again and again."""
+    return write_mnist(tmp_path_factory.mktemp("digits_enough"), *(
+        [np.resize(array, (count,) + array.shape[1:])
+         for array in MNISTdsource.generated_digits(200, seed=count)] for count in (10200, 200)))
+
+
+def write_mnist(folder, training, test):
+    """Write (images, labels) of both splits as MNIST's files; gives the folder."""
+    for names, arrays in zip(MNISTdsource.SPLITS.values(), (training, test)):
+        for name, array in zip(names, arrays):
             header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
             (folder / name).write_bytes(header + array.tobytes())
     return folder

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import struct
 import time
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from scripts import run, start
 
-import MNISTdsource
 import MNISTengine
 import MNISTquantize
 from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
@@ -207,19 +205,6 @@ def test_ideal_coding_of_two_equal_values_takes_a_bit():
 
 
 # --- The program ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def digits_enough(tmp_path_factory):
-    """MNIST's files with generated digits, more than are held out."""
-    folder = tmp_path_factory.mktemp("digits")
-    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (10200, 200)):
-        images, labels = (np.resize(array, (count,) + array.shape[1:])
-                          for array in generated_digits(200, seed=count))
-        for name, array in ((image_name, images), (label_name, labels)):
-            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
-            (folder / name).write_bytes(header + array.tobytes())
-    return folder
 
 
 @pytest.mark.slow

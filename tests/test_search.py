@@ -8,16 +8,12 @@ import random
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import time
 
-import numpy as np
 import pytest
 from scripts import read_until, run, start
 
-import MNISTdsource
-from MNISTdsource import generated_digits
 from MNISTscript import UnavailableError
 from MNISTtraining import LEARNING_RATES, Recipe
 
@@ -191,24 +187,11 @@ def test_workers_share_a_study_in_postgresql(postgresql):
 # --- The program ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """MNIST's files with generated digits, a few more than are held out."""
-    folder = tmp_path_factory.mktemp("digits")
-    for (image_name, label_name), count in zip(MNISTdsource.SPLITS.values(), (10200, 200)):
-        images, labels = (np.resize(array, (count,) + array.shape[1:])
-                          for array in generated_digits(200, seed=count))
-        for name, array in ((image_name, images), (label_name, labels)):
-            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
-            (folder / name).write_bytes(header + array.tobytes())
-    return folder
-
-
 @pytest.fixture
-def search(digits, tmp_path):
+def search(digits_enough, tmp_path):
     """Run SearchMNIST.py on a storage of the test's own."""
     def search(*flags, run=run, **settings):
-        return run("SearchMNIST.py", *flags, "--data-dir", digits, "--threads", 1,
+        return run("SearchMNIST.py", *flags, "--data-dir", digits_enough, "--threads", 1,
                    "--storage", tmp_path / "study.db", **settings)
     return search
 
@@ -224,7 +207,7 @@ def mine(tmp_path):
     return f"{tmp_path}/mine.py:Mine"
 
 
-def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits):
+def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits_enough):
     flags = ["grid", "--batch-size", 32, "--epochs", 1, "--lr", 0.05, 1e8, "--json",
              tmp_path / "record.json", "--plot", tmp_path / "plot.png"]
     out, _ = search(*flags)
@@ -240,7 +223,7 @@ def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits):
     command = shlex.split(out.strip().split("\n")[-1])
     assert command == ["python", "TrainMNIST.py", "--batch-size", "32", "--epochs", "1",
                        "--lr", "0.05"]
-    out, _ = run(*command[1:], "--data-dir", digits, "--threads", 1,
+    out, _ = run(*command[1:], "--data-dir", digits_enough, "--threads", 1,
                  "--output", tmp_path / "net.pth")
     assert "training on 10200 digits" in out
     _, err = search("grid", "--batch-size", 16, "--epochs", 1, "--lr", 0.05, 1e8, status=2)
@@ -294,9 +277,9 @@ def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search, mine):
     (["grid", "--storage", "nonsense://x"], "--storage nonsense://x: can't be used"),
     (["grid", "--storage", "postgresql://me@127.0.0.1:1/none"], "can't be used"),
 ])
-def test_what_cannot_be_is_one_clear_line(digits, tmp_path, flags, words):
+def test_what_cannot_be_is_one_clear_line(digits_enough, tmp_path, flags, words):
     storage = [] if "--storage" in flags else ["--storage", tmp_path / "study.db"]
-    _, err = run("SearchMNIST.py", *flags, "--data-dir", digits, *storage, status=2)
+    _, err = run("SearchMNIST.py", *flags, "--data-dir", digits_enough, *storage, status=2)
     assert words in err and len(err.strip().split("\n")[-1]) < 250
     assert "error: " in err.strip().split("\n")[-1]
 

@@ -17,6 +17,7 @@ from MNISTreport import (
     networks_of,
     ratio,
     row_name,
+    setting_text,
 )
 from MNISTscript import UnavailableError, check_writable, write_atomically
 
@@ -235,13 +236,10 @@ def draw_training(figure, history, digits):
 # --- A study --------------------------------------------------------------------------------------
 
 
-def plot_study(path, record, varied):
-    """Draw what `SearchMNIST.py` found, the record's rows.
-
-    varied: the settings that were. Two make a heat map, a sweep of the rate a curve, a search by
-    Optuna a panel for each setting, everything else bars.
-    """
-    study, rows = record["study"], record["rows"]
+def plot_study(path, record):
+    """Draw a study's record: two settings that were varied make a heat map, a sweep of the rate a
+    curve, a search by Optuna a panel for each setting, everything else bars."""
+    study, rows, varied = record["study"], record["rows"], record["varied"]
     figure = new_figure(8, 4.5, dpi=120)
     if study["kind"] == "tune":
         figure.set_size_inches(9, 0.6 + 2.7 * -(-len(varied) // 3))
@@ -316,7 +314,7 @@ def draw_rates(panel, rows, others):
 
 def draw_bars(panel, rows, varied):
     """A bar for each combination, the best on top."""
-    labels = [", ".join(f"{name_of(name)} {describe(row['settings'][name])}" for name in varied)
+    labels = [", ".join(f"{name_of(name)} {setting_text(row['settings'][name])}" for name in varied)
               for row in rows]
     shares = [misread(row) for row in rows]
     places = range(len(rows))
@@ -342,7 +340,7 @@ def draw_settings(figure, rows, varied):
         if any(isinstance(value, (str, bool)) for value in values) or name == "batch_size":
             choices = sorted(set(values))
             panel.set_xticks(range(len(choices)))
-            panel.set_xticklabels([describe(choice) for choice in choices])
+            panel.set_xticklabels([setting_text(choice) for choice in choices])
             panel.set_xlim(-0.5, len(choices) - 0.5)
             values = [choices.index(value) for value in values]
         elif name in ("lr", "weight_decay"):
@@ -357,13 +355,6 @@ def draw_settings(figure, rows, varied):
         panel.grid(alpha=0.3, which="both")
     for panel in panels[::3]:
         panel.set_ylabel("misread, %")
-
-
-def describe(value):
-    """A setting's value for people."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def plain_ticks(axis):

@@ -1,6 +1,6 @@
 """How a run's numbers are shown: tables, Markdown, plots, and records read back and merged.
 
-A record is what `MNISTtiming.make_record` makes and `--json` writes.
+A record is what `MNISTtiming.make_record` makes and `--json` writes, or a study's.
 """
 
 import collections
@@ -295,3 +295,41 @@ def merge_rows(records):
             row["ratio"] = (row["end_to_end"]["images_per_s"]
                             / rows[0]["end_to_end"]["images_per_s"])
     return [row for rows in groups.values() for row in rows]
+
+
+# --- A study --------------------------------------------------------------------------------------
+
+
+def dashed(name):
+    """A setting as a flag spells it."""
+    return name.replace("_", "-")
+
+
+def setting_text(value):
+    """A setting's value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def format_study(record, markdown=False, most=None):
+    """A study's ranking: what was varied, the accuracy, the seconds. `most`: so many rows at most.
+
+    record  as `SearchMNIST.py --json` writes it
+    """
+    varied = record["varied"]
+    lines = [[""] + [dashed(name) for name in varied] + ["held-out %", "±", "s", ""]]
+    for place, row in enumerate(record["rows"][:most], 1):
+        deviation = "-" if row["deviation"] is None else f"{row['deviation'] * 100:.2f}"
+        lines.append(
+            [str(place)] + [setting_text(row["settings"][name]) for name in varied]
+            + ["diverged" if row["mean"] == 0 else f"{row['mean'] * 100:.2f}", deviation,
+               f"{row['seconds']:.1f}",
+               f"stopped after epoch {row['epochs']}" if row["pruned"] else
+               "not told apart from the best" if place > 1 and row["as_good_as_the_best"] else ""])
+    if markdown:
+        lines.insert(1, ["--:"] * (len(lines[0]) - 1) + ["---"])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) if k < len(widths) - 1 else cell for k, (
+        cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)

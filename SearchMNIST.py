@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 
+from MNISTreport import dashed, format_study, setting_text
 from MNISTscript import (
     HERE,
     UnavailableError,
@@ -214,11 +215,6 @@ class Plan:
         return " ".join(words)
 
 
-def dashed(name):
-    """A setting as a flag spells it."""
-    return name.replace("_", "-")
-
-
 # --- Training -------------------------------------------------------------------------------------
 
 
@@ -383,44 +379,22 @@ def show(study, plan, trainer):
     if not rows:
         return  # stopped before the first was done
     alike = as_good_as_the_best(rows, HELD_OUT)
-    print("\n" + format_rows(plan, rows, alike))
+    rows = [dict(row, as_good_as_the_best=row in alike) for row in rows]
     choice = study.note("choice")
+    record = {"schema": 1, "machine": machine_record(), "study": study.note("description"),
+              "trained_on": len(trainer.training[1]), "held_out": HELD_OUT,
+              "points": len(plan.points), "varied": plan.varied, "rows": rows,
+              "choice": choice}
+    print("\n" + format_study(record))
     if choice:
         print(f"\nThe choice reads {choice['test_accuracy']:.2%} of the test digits, trained on "
               f"{len(trainer.training[1])} digits. To train it on all of them:\n"
               f"  {choice['command']}")
-    record = {"schema": 1, "machine": machine_record(), "study": study.note("description"),
-              "trained_on": len(trainer.training[1]), "held_out": HELD_OUT,
-              "points": len(plan.points), "rows": rows, "not_told_apart": len(alike),
-              "choice": choice}
     if arguments.json:
         save_json(arguments.json, record)
     if arguments.plot:
         from MNISTplot import plot_study
-        plot_study(arguments.plot, record, plan.varied)
-
-
-def format_rows(plan, rows, alike):
-    """The ranking as text: what was varied, the accuracy, the time."""
-    lines = [[""] + [dashed(name) for name in plan.varied] + ["held-out %", "±", "s", ""]]
-    for place, row in enumerate(rows, 1):
-        deviation = "-" if row["deviation"] is None else f"{row['deviation'] * 100:.2f}"
-        lines.append(
-            [str(place)] + [setting_text(row["settings"][name]) for name in plan.varied]
-            + ["diverged" if row["mean"] == 0 else f"{row['mean'] * 100:.2f}", deviation,
-               f"{row['seconds']:.1f}",
-               f"stopped after epoch {row['epochs']}" if row["pruned"] else
-               "not told apart from the best" if row in alike[1:] else ""])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) if k < len(widths) - 1 else cell for k, (
-        cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
-
-
-def setting_text(value):
-    """A setting's value for people."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        plot_study(arguments.plot, record)
 
 
 def describe_settings(plan, settings):

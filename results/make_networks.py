@@ -9,19 +9,17 @@ The trainings: weights/NAME.json for what is shipped, results/training/*.json fo
 
 import collections
 import glob
-import json
 import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.dirname(HERE))
+
+from pages import ROOT, fill, read_json  # noqa: E402
 
 from MNISTmodel import NETWORKS, count_multiply_adds, count_parameters  # noqa: E402
 from MNISTreport import read_record  # noqa: E402
-from MNISTscript import MNISTError, make_parser, run_program, write_atomically  # noqa: E402
-
-BEGIN, END = "<!-- networks: made by results/make_networks.py -->", "<!-- end of networks -->"
+from MNISTscript import make_parser, run_program  # noqa: E402
 
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}
@@ -31,23 +29,15 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("record", metavar="FILE", help="a record of CompareMNIST.py --json")
     arguments = parser.parse_args()
-    table = make_table(trainings(), read_record(arguments.record))
-    path = os.path.join(ROOT, "README.md")
-    with open(path, encoding="utf-8") as file:
-        page = file.read()
-    if BEGIN not in page or END not in page:
-        raise MNISTError(f"{path} lacks the lines between which the table goes")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    with write_atomically(path) as file:
-        file.write(f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+    fill("README.md", "networks", make_table(trainings(), read_record(arguments.record)))
 
 
 def trainings():
     """The records of the whole trainings, by network: the shipped one first, None where there is
     none."""
-    shipped = [read_training(path)
+    shipped = [read_json(path)
                for path in glob.glob(os.path.join(ROOT, "weights", "*[!x].json"))]  # no ONNX file's
-    others = [read_training(path)
+    others = [read_json(path)
               for path in sorted(glob.glob(os.path.join(HERE, "training", "*.json")))]
     found = collections.OrderedDict()
     for record in shipped:
@@ -56,11 +46,6 @@ def trainings():
         if not record["settings"]["validate"]:
             found.setdefault(record["settings"]["network"], [None]).append(record)
     return found
-
-
-def read_training(path):
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def make_table(found, comparison):

@@ -317,17 +317,24 @@ def draw_bars(panel, rows, varied):
     labels = [", ".join(f"{name_of(name)} {setting_text(row['settings'][name])}" for name in varied)
               for row in rows]
     shares = [misread(row) for row in rows]
+    deviations = [(row["deviation"] or 0) * 100 for row in rows]
     places = range(len(rows))
-    panel.barh(places, shares, xerr=[(row["deviation"] or 0) * 100 for row in rows],
-               color="0.75", edgecolor="black", capsize=3)
-    for place, row, share in zip(places, rows, shares):
-        panel.annotate("diverged" if row["mean"] == 0 else f"{share:.2f}",
-                       (share + (row["deviation"] or 0) * 100, place), (4, 0),
-                       textcoords="offset points", va="center", fontsize=8)
+    panel.barh(places, shares, xerr=deviations, color="0.75", edgecolor="black", capsize=3)
+    # A training that diverged would leave no room for the others: its bar is cut off.
+    ends = [share + deviation for share, deviation in zip(shares, deviations)]
+    widest = min(max(ends), 2.5 * sorted(ends)[len(ends) // 2])
+    panel.set_xlim(0, 1.15 * widest or 1)
+    for place, row, share, end in zip(places, rows, shares, ends):
+        text = "diverged" if row["mean"] == 0 else f"{share:.2f}"
+        if end <= widest:
+            panel.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center",
+                           fontsize=8)
+        else:
+            panel.annotate(text + " →", (widest, place), ha="right", va="center", fontsize=8,
+                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     panel.set_yticks(places)
     panel.set_yticklabels(labels, fontsize=9)
     panel.invert_yaxis()
-    panel.margins(x=0.12)
     panel.set_xlabel("misread, %")
 
 

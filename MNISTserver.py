@@ -190,6 +190,7 @@ class Application:
         request.answer(prometheus_client.generate_latest(self.registry()),
                        prometheus_client.CONTENT_TYPE_LATEST.encode())
 
+
 def with_head(methods):
     """The same methods, and HEAD where there is GET."""
     return dict(methods, HEAD=methods["GET"]) if "GET" in methods else methods
@@ -287,6 +288,7 @@ def serve(settings, sock, opened, parent=None):
     opened(models)
     loop.run_until_complete(stopped)
     for model in models.values():
+        model.batcher.close()
         model.engines.close()
 
 

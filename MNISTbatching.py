@@ -1,12 +1,11 @@
 """Many requests, one engine: what waits goes into one batch as soon as the engine is free.
 
-There is no artificial delay (unless one is asked for): the event loop reads all requests that have
-come, then has one batch computed, then writes the answers. So batches grow by themselves under
-load, and a lone digit waits for nothing. A batch that takes longer than it costs to wake a thread
-is computed in one, while the event loop reads what comes and writes what is done. Engines compute
-their whole batch size, however few digits are in it; so a network has engines of several sizes,
-timed when they are opened, and each batch takes the one that gives most digits per second for what
-waits.
+There is no artificial delay (unless one is asked for) and no thread (one for the long batches was
+tried: a twentieth slower, and a tenth with 64 digits per request): the event loop reads all
+requests that have come, then runs one batch, then writes the answers. So batches grow by themselves
+under load, and a lone digit waits for nothing. Engines compute their whole batch size, however few
+digits are in it; so a network has engines of several sizes, timed when they are opened, and each
+batch takes the one that gives most digits per second for what waits.
 
 Counted are digits, not requests. A request of more digits than a batch is cut up, and what is left
 of it goes behind the others. Knows asyncio, numpy and prometheus_client.
@@ -14,7 +13,6 @@ of it goes behind the others. Knows asyncio, numpy and prometheus_client.
 
 import asyncio
 import collections
-import concurrent.futures
 import time
 
 import numpy as np
@@ -26,7 +24,7 @@ from MNISTprecision import judge_answers
 from MNISTprotocol import RequestError
 from MNISTscript import MNISTError, UnavailableError
 
-SHORT = 0.0003  # seconds of a batch that isn't worth waking a thread for
+LONGEST_TURN = 0.05  # seconds in which nothing but batches is computed
 TRIAL = 0.03  # seconds in which an engine is timed for each batch size
 
 SECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
@@ -89,7 +87,6 @@ class Engines:
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
         seconds = [fastest_call(engine) for engine in self.engines]
         self.rates = [engine.batch_size / time for engine, time in zip(self.engines, seconds)]
-        self.durations = dict(zip(self.engines, seconds))
 
         def best(waiting):  # it may leave some of them to the next batch
             rates = [min(waiting, engine.batch_size) / time
@@ -102,10 +99,6 @@ class Engines:
         """How many of the waiting digits the next call should have."""
         waiting = min(waiting, self.max_batch)
         return min(waiting, self.best[waiting].batch_size)
-
-    def seconds(self, number):
-        """What a call with so many digits takes at best."""
-        return self.durations[self.best[number]]
 
     def __call__(self, images):
         return self.best[len(images)](images)
@@ -195,8 +188,7 @@ class Batcher:
         self.loop = asyncio.get_event_loop()
         self.jobs = collections.deque()
         self.waiting = 0  # digits
-        self.thread = concurrent.futures.ThreadPoolExecutor(1)
-        self.computing = False
+        self.ended = time.perf_counter()  # the last batch
         self.scheduled = None
         self.staging = np.zeros((engines.max_batch, 28, 28), np.uint8)
         self.healthy = True  # opening the engines had them answer; false while they fail
@@ -232,8 +224,6 @@ class Batcher:
 
     def schedule(self):
         """See that a batch is run: after this turn of the event loop, or when the delay is up."""
-        if self.computing:
-            return  # what waits is looked at when that is done
         if self.scheduled and (self.max_delay == 0 or self.waiting < self.engines.max_batch):
             return
         if self.scheduled:
@@ -244,22 +234,25 @@ class Batcher:
             self.scheduled = self.loop.call_soon(self.run)
 
     def run(self):
-        """Have one batch of what waits computed: here, or in the thread if it takes long."""
+        """Run one batch of what waits, and answer the requests it completes.
+
+        As long as more than a batch waits, run more of them: up to twice as long as the event loop
+        spent on other things, or a flood of requests that are refused would leave no time for those
+        that were taken.
+        """
         self.scheduled = None
-        parts = self.take_parts()
+        began = time.perf_counter()
+        end = began + min(LONGEST_TURN, 2 * (began - self.ended))
+        while True:
+            parts = self.take_parts()
+            if parts:
+                self.compute(parts)
+            self.ended = time.perf_counter()
+            if self.waiting < self.engines.max_batch or self.ended >= end:
+                break
+        if self.waiting:
+            self.scheduled = self.loop.call_soon(self.run)  # after what has come meanwhile
         self.metrics.waiting.set(self.waiting)
-        if not parts:
-            return
-        self.computing = True
-        number = sum(stop - start for _, start, stop in parts)
-        images = np.concatenate([job.images[start:stop] for job, start, stop in parts],
-                                out=self.staging[:number])
-        if self.engines.seconds(number) < SHORT:
-            self.finish(parts, *self.compute(images))
-        else:
-            self.thread.submit(self.compute, images).add_done_callback(
-                lambda future: self.loop.call_soon_threadsafe(
-                    self.finish, parts, *future.result()))
 
     def take_parts(self):
         """The next batch, taken from the queue: a list of (job, start, stop)."""
@@ -289,32 +282,24 @@ class Batcher:
             self.jobs.append(cut)
         return parts
 
-    def compute(self, images):
-        """Run the engine: its answers, or what it raised, and its seconds."""
+    def compute(self, parts):
+        """Run one batch and hand its answers to the jobs they belong to."""
+        number = sum(stop - start for _, start, stop in parts)
+        images = np.concatenate([job.images[start:stop] for job, start, stop in parts],
+                                out=self.staging[:number])
         began = time.perf_counter()
         try:
             answers = self.engines(images)
+            self.healthy = True
         except Exception as error:  # any library's; the server goes on
-            answers = error
-        return answers, time.perf_counter() - began
-
-    def finish(self, parts, answers, seconds):
-        """Hand a batch's answers to the jobs they belong to, and go on with what waits."""
-        self.computing = False
-        self.healthy = not isinstance(answers, Exception)
-        if self.healthy:
-            self.hand_out(parts, answers, seconds)
-        else:
-            self.fail(parts, answers)
-        if self.waiting:
-            self.schedule()
-
-    def hand_out(self, parts, answers, seconds):
-        """Give each job its part of a batch's answers, and count them."""
-        self.metrics.engine.observe(seconds)
-        self.metrics.batches.observe(len(answers))
-        self.metrics.digits.inc(len(answers))
-        self.metrics.computing.inc(seconds * len(parts))
+            self.healthy = False
+            self.fail(parts, error)
+            return
+        ended = time.perf_counter()
+        self.metrics.engine.observe(ended - began)
+        self.metrics.batches.observe(number)
+        self.metrics.digits.inc(number)
+        self.metrics.computing.inc((ended - began) * len(parts))
         position = 0
         for job, start, stop in parts:
             self.hand_over(job, answers[position:position + stop - start], start, stop)
@@ -342,7 +327,3 @@ class Batcher:
                 self.metrics.failed.inc()
             job.error = error
             job.done(job)
-
-    def close(self):
-        """End the thread."""
-        self.thread.shutdown()

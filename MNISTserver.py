@@ -288,7 +288,6 @@ def serve(settings, sock, opened, parent=None):
     opened(models)
     loop.run_until_complete(stopped)
     for model in models.values():
-        model.batcher.close()
         model.engines.close()
 
 

@@ -338,25 +338,20 @@ def align(lines):
 
 
 def plot(path, rows):
-    """Draw accuracy over bytes, and over the time of one digit on its quickest engine."""
-    from MNISTplot import new_figure, save_figure
-    figure = new_figure(10, 4)
-    by_size, by_time = figure.subplots(1, 2, sharey=True)
+    """Draw what is misread over bytes, and over the time of one digit on its quickest engine."""
+    from MNISTplot import draw_trade_off, new_figure, save_figure
+    by_size, by_time = {}, {}
     for row in rows:
-        accuracy = row["right"] / row["digits"] * 100
+        share = row["right"] / row["digits"]
+        by_size[row["method"]] = row["gzip_bytes"] / 1e3, share
         times = [time_["median_ms"] for time_ in row["times"] if time_["batch_size"] == 1]
-        for panel, x in ((by_size, row["gzip_bytes"]), (by_time, min(times) if times else None)):
-            if x is not None:
-                panel.plot(x, accuracy, "o", color="black")
-                panel.annotate(row["method"], (x, accuracy), (5, 3), textcoords="offset points",
-                               fontsize=7)
-    for panel, title in ((by_size, "bytes of the ONNX file, gzipped"),
-                         (by_time, "ms for one digit, quickest engine")):
-        panel.set_xscale("log")
-        panel.set_xlabel(title, fontsize=9)
-        panel.grid(color="0.9", linewidth=0.6)
-        panel.set_axisbelow(True)
-    by_size.set_ylabel("test digits read correctly, %", fontsize=9)
+        if times:
+            by_time[row["method"]] = min(times), share
+    figure = new_figure(10, 4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_trade_off(left, by_size, "KB of the ONNX file, gzipped")
+    draw_trade_off(right, by_time, "ms for one digit, quickest engine")
+    left.set_ylabel("misread test digits, %")
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -5,7 +5,7 @@ Each function gives a matplotlib figure, which a notebook shows and `MNISTplot.s
 
 import numpy as np
 
-from MNISTplot import draw_training, new_figure, plain_ticks
+from MNISTplot import draw_trade_off, draw_training, new_figure, plain_ticks
 
 INK = "gray_r"  # digits are shown as ink on paper
 DPI = 80
@@ -139,16 +139,7 @@ def show_trade_off(points, xlabel):
     """What is misread over what it costs: {name: (cost, share read)}."""
     figure = new_figure(9, 3.6, DPI)
     panel = figure.add_subplot()
-    for k, (name, (cost, share)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
-        panel.plot(cost, 100 - share * 100, "o", color="black")
-        panel.annotate(name, (cost, 100 - share * 100), (0, 7 if k % 2 else -14), ha="center",
-                       textcoords="offset points", fontsize=8)
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    plain_ticks(panel.xaxis)
-    plain_ticks(panel.yaxis)
-    panel.margins(0.15)
-    panel.set(xlabel=xlabel, ylabel="misread, %")
-    panel.grid(alpha=0.3, which="both")
+    draw_trade_off(panel, points, xlabel)
+    panel.set_ylabel("misread, %")
     figure.tight_layout()
     return figure

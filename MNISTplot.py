@@ -201,6 +201,25 @@ def draw_confusion(panel, labels, read):
     panel.tick_params(length=0)
 
 
+# --- Precisions and networks ----------------------------------------------------------------------
+
+
+def draw_trade_off(panel, points, xlabel):
+    """What is misread over what it costs, on logarithmic axes: {name: (cost, share read)}."""
+    for k, (name, (cost, share)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+        misread = max(100 - share * 100, 0.01)  # none misread has no place on such an axis
+        panel.plot(cost, misread, "o", color="black")
+        panel.annotate(name, (cost, misread), (0, 7 if k % 2 else -14), ha="center",
+                       textcoords="offset points", fontsize=8)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    plain_ticks(panel.xaxis)
+    plain_ticks(panel.yaxis)
+    panel.margins(0.15)
+    panel.set_xlabel(xlabel)
+    panel.grid(alpha=0.3, which="both")
+
+
 # --- A training -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ what README itself leaves out, at a line "…".
 """
 
 import difflib
+import glob
 import os
 import re
 import shlex
@@ -109,3 +110,18 @@ def test_the_comparison_can_fail():
     elided = "engine batch total\n-----\n…\ntorch cpu fp32 64 0.5\n"
     assert differences(shape(elided), shape(table)) == []
     assert differences(shape(elided), shape(table.replace("torch", "onnx")))
+
+
+def test_tables_made_from_records_are_as_the_records_have_them(tmp_path):
+    """Run where the pages are copied to, the programs that fill them change nothing."""
+    for name in ("README.md", "docs", "results", "weights"):
+        source, target = os.path.join(ROOT, name), str(tmp_path / name)
+        (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+    for source in glob.glob(os.path.join(ROOT, "MNIST*.py")):
+        shutil.copy(source, str(tmp_path))
+    networks, = glob.glob(os.path.join(ROOT, "results", "*-networks.json"))
+    for program in ("make_readme.py", "make_search.py", f"make_networks.py {networks}"):
+        run(*shlex.split(os.path.join(str(tmp_path), "results", program)))
+    for page in ("README.md", "docs/search.md", "results/README.md"):
+        with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+            assert file.read() == (tmp_path / page).read_text(encoding="utf-8"), page

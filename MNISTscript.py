@@ -101,12 +101,20 @@ def interrupt(number, frame):
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             if not _work_to_keep:
                 leave_interrupted()
-            again = threading.Timer(0.05, _thread.interrupt_main)
+            again = threading.Timer(0.05, interrupt_again)
             again.daemon = True
             again.start()
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def interrupt_again():
+    """Send Ctrl-C to the main thread, also where it waits for something."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def leave_interrupted():

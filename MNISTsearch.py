@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import threading
 import time
 import warnings
 
@@ -34,10 +35,6 @@ RANGES = collections.OrderedDict((
     ("augment", (0.0, 1.0, False)),
 ))
 RATES = {"sgd": (0.01, 0.3, True), "adamw": (3e-4, 1e-2, True)}
-
-
-class Superfluous(Exception):
-    """A point that another trial has already."""
 
 
 # --- What is tried --------------------------------------------------------------------------------
@@ -93,6 +90,7 @@ def import_optuna():
     import optuna
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage")  # `Study.heartbeat` gives it
     return optuna
 
 
@@ -113,8 +111,11 @@ def open_storage(where):
         url = url.replace("postgresql", "postgresql+" + postgresql_driver(), 1)
     for attempt in range(5):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=settings,
-                                              heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+            storage = optuna.storages.RDBStorage(url, engine_kwargs=settings,
+                                                 heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+            if url.startswith("sqlite"):
+                lock_while_reading(storage.engine)
+            return storage
         except sqlalchemy.exc.DBAPIError as error:
             # Two that make the tables of a new storage at the same moment get in each other's way.
             at_once = (isinstance(error, sqlalchemy.exc.IntegrityError)
@@ -125,6 +126,22 @@ def open_storage(where):
             raise storage_error(where, error.orig) from error
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
             raise storage_error(where, error) from error
+
+
+def lock_while_reading(engine):
+    """Have an SQLite file locked from a transaction's first read on, not from its first write: two
+    workers that read that the same trial waits would both take it."""
+    import sqlalchemy
+
+    def leave_begin_to_us(connection, _):
+        connection.isolation_level = None
+
+    def begin(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", leave_begin_to_us)
+    sqlalchemy.event.listen(engine, "begin", begin)
+    engine.dispose()  # those connections that were made before
 
 
 def postgresql_driver():
@@ -153,7 +170,8 @@ class Study:
         """
         optuna = import_optuna()
         self.states = optuna.trial.TrialState
-        self.optuna, self.points = optuna, points
+        self.optuna, self.storage, self.points = optuna, storage, points
+        self.seen_running = set()  # trials that `fail_the_killed` has seen
         self.study = optuna.create_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True,
             sampler=sampler or optuna.samplers.RandomSampler(),
@@ -182,23 +200,69 @@ class Study:
         `rows` says; `after_each(row)` is told what this worker has done. A point that another
         worker has is waited for: it may be killed.
         """
-        def checked(trial):
-            self.check(trial)
-            return objective(trial)
-
-        def tell(_, trial):
-            if after_each and trial.state != self.states.FAIL:
-                after_each(self.row(trial))
-
         while goes_on():
-            self.optuna.storages.fail_stale_trials(self.study)
+            self.fail_the_killed()
             self.put_in_what_is_missing()
             if self.trials("WAITING"):
-                self.study.optimize(checked, n_trials=1, catch=(Superfluous,), callbacks=[tell])
+                self.do_one(objective, after_each)
             elif self.trials("RUNNING"):
                 time.sleep(0.5)
             else:
                 return
+
+    def fail_the_killed(self):
+        """Have those trials fail whose worker gives no heartbeat any more."""
+        self.optuna.storages.fail_stale_trials(self.study)
+        for trial in self.trials("RUNNING"):
+            if trial.number not in self.seen_running:
+                # Killed before its first heartbeat, it would never be missed without this one.
+                self.storage.record_heartbeat(trial._trial_id)
+                self.seen_running.add(trial.number)
+
+    def do_one(self, objective, after_each):
+        """Take a trial that waits, and do it unless it is superfluous.
+
+        A worker that was stopped for longer than GRACE counts as killed: another one has its point
+        then, and what this one found is dropped.
+        """
+        trial, value = self.study.ask(), None
+        if self.superfluous(trial):
+            self.study.tell(trial, state=self.states.FAIL)
+            return
+        with self.heartbeat(trial):
+            try:
+                value, state = objective(trial), self.states.COMPLETE
+            except self.optuna.TrialPruned:
+                state = self.states.PRUNED
+            except self.optuna.exceptions.UpdateFinishedTrialError:
+                return
+            except BaseException:
+                self.study.tell(trial, state=self.states.FAIL, skip_if_finished=True)
+                raise
+        trial = self.study.tell(trial, value, state, skip_if_finished=True)
+        if after_each and trial.state != self.states.FAIL:
+            after_each(self.row(trial))
+
+    @contextlib.contextmanager
+    def heartbeat(self, trial):
+        """Say every HEARTBEAT seconds, in a thread, that a trial's worker lives."""
+        import sqlalchemy.exc
+        failures = sqlalchemy.exc.SQLAlchemyError, self.optuna.exceptions.StorageInternalError
+        ended = threading.Event()
+
+        def beat():
+            while not ended.wait(HEARTBEAT):
+                with contextlib.suppress(failures):  # the next one may come through
+                    self.storage.record_heartbeat(trial._trial_id)
+
+        self.storage.record_heartbeat(trial._trial_id)
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def put_in_what_is_missing(self):
         """Have every point wait that nobody has done and nobody is doing."""
@@ -207,13 +271,13 @@ class Study:
             if number not in alive:
                 self.study.enqueue_trial(settings, user_attrs={"point": number})
 
-    def check(self, trial):
-        """Raise Superfluous for a trial whose point an earlier one has: two workers may have put it
-        in at the same moment, or taken the last one that waited."""
+    def superfluous(self, trial):
+        """Whether an earlier trial has this one's point (two workers may have put it in at the same
+        moment), or it has none (when nothing waits, Optuna makes a new one)."""
         point = trial.user_attrs.get("point")
-        if point is None or any(other.user_attrs.get("point") == point
-                                and other.number < trial.number for other in self.trials(*ALIVE)):
-            raise Superfluous()
+        return point is None or any(
+            other.user_attrs.get("point") == point and other.number < trial.number
+            for other in self.trials(*ALIVE))
 
     def done(self):
         """How many points are done."""

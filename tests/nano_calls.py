@@ -82,9 +82,10 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 .ClearField .QDQ .QInt8 .domain .get_property .metadata_props .op_type .opset_import .value_info
 .param_groups .affine .running_mean .running_var .returncode .xaxis .yaxis .eof .unused_data
 .phrase .utils
-.DBAPIError .ExperimentalWarning .FAIL .IntegrityError .MedianPruner .NopPruner .PRUNED .RDBStorage
-.SQLAlchemyError .TPESampler .TrialPruned .TrialState .create_study .enqueue_trial
-.fail_stale_trials .get_trials .logging .optimize .orig .pruners .samplers .set_user_attr
+.COMPLETE .DBAPIError .ExperimentalWarning .FAIL .IntegrityError .MedianPruner .NopPruner .PRUNED
+.RDBStorage .SQLAlchemyError .StorageInternalError .TPESampler .TrialPruned .TrialState
+.UpdateFinishedTrialError ._trial_id .ask .create_study .dispose .enqueue_trial .exec_driver_sql
+.fail_stale_trials .get_trials .logging .orig .pruners .record_heartbeat .samplers .set_user_attr
 .set_verbosity .should_prune .study_name .suggest_categorical .suggest_float .user_attrs
 """.split())
 

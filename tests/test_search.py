@@ -91,10 +91,15 @@ def test_the_first_trial_of_a_search_is_what_training_does_by_default():
 # --- Workers --------------------------------------------------------------------------------------
 
 
+def open_study(storage, points):
+    """What the workers of study_worker.py work on."""
+    return MNISTsearch.Study(MNISTsearch.open_storage(storage), "waiting", {"points": points},
+                             [{"x": x} for x in range(points)])
+
+
 def finished(storage, points):
     """Check that every point is done, once; gives the numbers of the failed and of all trials."""
-    study = MNISTsearch.Study(MNISTsearch.open_storage(storage), "waiting", {"points": points},
-                              [{"x": x} for x in range(points)])
+    study = open_study(storage, points)
     done = sorted(trial.user_attrs["point"] for trial in study.trials("COMPLETE"))
     assert done == list(range(points))
     assert sorted(r["settings"]["x"] for r in study.rows()) == list(range(points))
@@ -102,17 +107,54 @@ def finished(storage, points):
     return len(study.trials("FAIL")), len(study.study.trials)
 
 
-def worker(storage, points):
-    return start(os.path.join("tests", "study_worker.py"), storage, points)
+def worker(storage, points, seconds=0.3):
+    return start(os.path.join("tests", "study_worker.py"), storage, points, seconds)
 
 
 def test_two_workers_share_a_study(tmp_path):
     storage = str(tmp_path / "study.db")
     both = [worker(storage, 10) for _ in range(2)]
-    begun = [process.communicate(timeout=120)[0].count("begins") for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    begun = [out.count("begins") for out, _ in said]
     assert min(begun) > 0 and sum(begun) == 10
     finished(storage, 10)
+
+
+def test_no_two_workers_take_the_same_trial(tmp_path):
+    storage = str(tmp_path / "study.db")
+    open_study(storage, 60).put_in_what_is_missing()
+    workers = [worker(storage, 60, seconds=0) for _ in range(3)]
+    said = [process.communicate(timeout=120) for process in workers]
+    assert [process.returncode for process in workers] == [0, 0, 0], said
+    assert sum(out.count("begins") for out, _ in said) == 60
+    finished(storage, 60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
+def test_a_worker_that_was_stopped_for_long_goes_on_without_its_trial(tmp_path):
+    storage = str(tmp_path / "study.db")
+    stopped = worker(storage, 4, seconds=1)
+    read_until(stopped, "begins")
+    stopped.send_signal(signal.SIGSTOP)
+    other = worker(storage, 4, seconds=0)
+    _, err = other.communicate(timeout=120)
+    assert other.returncode == 0, err
+    stopped.send_signal(signal.SIGCONT)
+    _, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 0, err
+    assert finished(storage, 4) == (1, 5)
+
+
+def test_a_worker_killed_before_its_first_heartbeat_is_missed_too(tmp_path):
+    storage = str(tmp_path / "study.db")
+    study = open_study(storage, 3)
+    study.put_in_what_is_missing()
+    study.study.ask()  # taken, and never heard of again
+    process = worker(storage, 3, seconds=0)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert finished(storage, 3) == (1, 4)
 
 
 def kill_at_random(storage, points, kills):

@@ -60,6 +60,9 @@ quickest engine of the smallest networks isn't always the int8 one: turning numb
 costs ONNX Runtime more there than it saves. A training file with its optimiser's state is three
 times the size; to leave that out is no compression, and it isn't counted here."""
 
+TIMED = 1024  # test digits that are read for the times, whole batches of them
+BATCHES = (1, 64)
+
 
 def main():
     arguments = parse_arguments()
@@ -108,7 +111,10 @@ def parse_arguments():
                              "(default: %(default)s)")
     parser.add_argument("--output-dir", default=HERE, metavar="DIR",
                         help="where the files go (default: beside the scripts)")
-    add_flags(parser, "threads", "json", "plot")
+    parser.add_argument("--repeat", type=positive_int, default=3, metavar="N",
+                        help=f"passes over the {TIMED:,} digits that are timed "
+                             "(default: %(default)s)")
+    add_flags(parser, "threads", "no-tuning", "json", "plot")
     return parser.parse_args()
 
 
@@ -245,10 +251,6 @@ def make_row(workshop, name, test, rows):
 
 # --- Timing ---------------------------------------------------------------------------------------
 
-TIMED = 1024  # test digits that are read for the times, whole batches of them
-BATCHES = (1, 64)
-
-
 def add_times(workshop, rows, images):
     """Time every row on this machine's engines, in turns."""
     from MNISTengine import ENGINES, open_engine, why_not
@@ -261,9 +263,10 @@ def add_times(workshop, rows, images):
         show_progress(done / len(wanted), "opening engines")
         kind = METHODS[row["method"]].made_of
         engine = open_engine(name, workshop.net(kind), device, row["precision"], batch_size,
-                             workshop.stem(kind), workshop.arguments.data_dir)
+                             workshop.stem(kind), workshop.arguments.data_dir,
+                             tuning=not workshop.arguments.no_tuning)
         stopwatches.append((row, Stopwatch(engine, images[:TIMED])))
-    take_turns([stopwatch for _, stopwatch in stopwatches], repeat=3)
+    take_turns([stopwatch for _, stopwatch in stopwatches], workshop.arguments.repeat)
     for row, stopwatch in stopwatches:
         engine = stopwatch.engine
         row["times"].append({"engine": engine.name, "device": engine.device,

@@ -4,9 +4,11 @@ import contextlib
 import ctypes
 import glob
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -48,6 +50,33 @@ def run(*command, status=0, env=None, **settings):
     assert process.returncode == status, f"exit {process.returncode}\n{out}\n{err}"
     assert "Traceback" not in err
     return out, err
+
+
+def refused(*command, cwd=None, status=2):
+    """Run a script that is to end at once with an error, check its status, give (stdout, stderr).
+
+    In this process, which has imported torch already: that is what such a run would last.
+    """
+    import torch
+    script, *arguments = map(str, command)
+    argv, folder, threads = sys.argv, os.getcwd(), torch.get_num_threads()
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        try:
+            sys.argv = [script, *arguments]
+            os.chdir(cwd or folder)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            sys.argv = argv
+            os.chdir(folder)
+            signal.signal(signal.SIGINT, ctrl_c)
+            torch.set_num_threads(threads)
+        said = [file.seek(0) or file.read() for file in (out, err)]
+    assert code == status, (code, said)
+    return tuple(said)
 
 
 def read_until(process, words, stream="stdout"):

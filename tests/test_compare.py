@@ -159,8 +159,8 @@ def test_several_networks_in_one_run(tmp_path, small_mnist):
     out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
                    "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
                    "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
-                   "--engine", "torch", "usual-loop", "--threads", 1, "--json", record,
-                   "--plot", tmp_path / "plot.svg")
+                   "--engine", "torch", "usual-loop", "--threads", 1, "--seconds", 0,
+                   "--json", record, "--plot", tmp_path / "plot.svg")
     rows = json.loads(record.read_text())["rows"]
     assert [(row["engine"], row["network"]) for row in rows if row["precision"] == "fp32"] == [
         ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]
@@ -230,7 +230,8 @@ def test_no_digit_misread_and_all_of_them(tmp_path):
 def test_a_real_run(tmp_path, small_mnist):
     path = tmp_path / "record.json"
     out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "130", "--threads", "1",
-                   "--device", "cpu", "--plot", tmp_path / "plot.png", "--json", path)
+                   "--device", "cpu", "--seconds", "2", "--plot", tmp_path / "plot.png",
+                   "--json", path)
     record = json.loads(path.read_text())
     usable = [(name, precision) for name, kind in MNISTengine.ENGINES.items()
               if not kind.on_request for precision in kind.precisions.get("cpu", ())

@@ -4,7 +4,7 @@ import numpy as np
 import own_networks
 import pytest
 import torch
-from scripts import run
+from scripts import refused, run
 from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
@@ -148,8 +148,8 @@ def test_maps_are_those_before_an_activation_in_place():
 
 def test_a_network_without_convolutions_says_so(tmp_path):
     save_weights(own_networks.Dense(), tmp_path / "mine.pth")
-    _, err = run("MNISTshowFeat.py", "--network", f"{own_networks.__file__}:Dense", "--weights",
-                 tmp_path / "mine.pth", "--save", tmp_path / "pictures", status=1)
+    _, err = refused("MNISTshowFeat.py", "--network", f"{own_networks.__file__}:Dense", "--weights",
+                     tmp_path / "mine.pth", "--save", tmp_path / "pictures", status=1)
     assert "has no convolution" in err and not (tmp_path / "pictures").exists()
 
 
@@ -183,11 +183,10 @@ def test_save_needs_neither_qt_nor_a_screen(tmp_path, without_qt):
 
 
 def test_save_what_cannot_be(tmp_path):
-    _, err = run("MNISTshowFeat.py", "--save", tmp_path, "--sample", 3, "--data-dir", tmp_path,
-                 status=2)
+    _, err = refused("MNISTshowFeat.py", "--save", tmp_path, "--sample", 3, "--data-dir", tmp_path)
     assert "doesn't hold" in err
     (tmp_path / "file").write_text("")
-    _, err = run("MNISTshowFeat.py", "--save", tmp_path / "file", "--data-dir", tmp_path, status=2)
+    _, err = refused("MNISTshowFeat.py", "--save", tmp_path / "file", "--data-dir", tmp_path)
     assert "can't make the folder" in err
 
 

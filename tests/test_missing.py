@@ -9,7 +9,7 @@ import re
 import shutil
 
 import pytest
-from scripts import run
+from scripts import refused, run
 
 from MNISTscript import HERE
 
@@ -143,8 +143,8 @@ def test_code_in_weights_is_refused(small_mnist, tmp_path, program):
 
     torch.save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
     save = ["--save", tmp_path / "pictures"] if program == "MNISTshowFeat.py" else []
-    _, err = run(program, "--weights", tmp_path / "evil.pth", "--data-dir", small_mnist, *save,
-                 status=1)
+    _, err = refused(program, "--weights", tmp_path / "evil.pth", "--data-dir", small_mnist, *save,
+                     status=1)
     assert "refused" in err and "--trust-pickle" in err
     assert not (tmp_path / "proof").exists()
 
@@ -153,6 +153,6 @@ def test_code_in_a_resume_file_is_refused(small_mnist, tmp_path):
     import torch
 
     torch.save({"net": RunsCode(tmp_path / "proof")}, tmp_path / "net.pth.resume")
-    _, err = run("TrainMNIST.py", "--resume", "--output", tmp_path / "net.pth", "--data-dir",
-                 small_mnist, status=1)
+    _, err = refused("TrainMNIST.py", "--resume", "--output", tmp_path / "net.pth", "--data-dir",
+                     small_mnist, status=1)
     assert "refused" in err and not (tmp_path / "proof").exists()

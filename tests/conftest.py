@@ -68,14 +68,28 @@ def nothing_is_written_into_the_checkout():
     assert not written, "the tests wrote into the checkout"
 
 
-@pytest.fixture(scope="session")
-def mnist_dir():
-    """The folder that holds the real MNIST, all four files."""
+@pytest.fixture(scope="session", autouse=True)
+def real_mnist(small_mnist):
+    """(folder of the real MNIST or None, which of its files isn't there).
+
+    Where it is missing, those programs and tests that look for it without being told where find a
+    few generated digits: nothing is downloaded.
+    """
     folder = os.environ.get("MNIST_DATA") or MNISTdsource.DEFAULT_DATA_DIR
     for names in MNISTdsource.SPLITS.values():
         for name in names:
             if MNISTdsource.find_file(folder, name) is None:
-                pytest.skip(f"no real MNIST: {folder} doesn't hold {name} (set MNIST_DATA)")
+                os.environ["MNIST_DATA"] = str(small_mnist)
+                return None, os.path.join(folder, name)
+    return folder, None
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(real_mnist):
+    """The folder that holds the real MNIST, all four files."""
+    folder, missing = real_mnist
+    if missing:
+        pytest.skip(f"no real MNIST: {missing} isn't there (set MNIST_DATA)")
     return folder
 
 

@@ -226,13 +226,13 @@ class Fuzzer:
             self.refused += 1
         seconds = time.process_time() - start
         self.slowest = max(self.slowest, seconds)
-        assert seconds < most_seconds(), f"took {seconds:.1f} s"
         if LINUX:
             self.largest = max(self.largest, memory_peak() - self.idle)
             if self.largest >= MEMORY:
                 taken, self.largest = self.largest, 0
                 memory_held()  # let hypothesis try smaller files
                 raise AssertionError(f"took {taken >> 20} MB")
+        assert seconds < most_seconds(), f"took {seconds:.1f} s"
 
     def __str__(self):
         return (f"{self.refused} files refused, {self.accepted} read; at most {self.slowest:.3f} s "

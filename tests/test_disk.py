@@ -44,7 +44,7 @@ def forbid():
         changed.append(path)
         return path
     yield forbid
-    for path in changed:
+    for path in reversed(changed):
         path.chmod(0o755)
 
 

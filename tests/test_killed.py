@@ -40,19 +40,26 @@ def test_killed_while_saving(tmp_path):
             while True:
                 for net in reversed(nets):
                     save_weights(net, path)
-        for _ in range(chance.randint(1, 2)):  # saved once more, or twice
-            file = os.stat(path).st_ino
-            started = time.monotonic()
-            while os.stat(path).st_ino == file:
-                time.sleep(0.0005)
-            took = time.monotonic() - started
-        time.sleep(chance.uniform(0, took))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        try:
+            for _ in range(chance.randint(1, 2)):  # saved once more, or twice
+                took = wait_for_another_file(path)
+            time.sleep(chance.uniform(0, took))
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         loaded = load_network(path).net
         found[[same(loaded, net) for net in nets].index(True)] += 1
     assert min(found) > 0  # or it was never killed at work
     print(f"killed {sum(found)} times; found one network {found[0]} times, the other {found[1]}")
+
+
+def wait_for_another_file(path):
+    """Wait until another file is in a path's place; gives how long it took."""
+    file, started = os.stat(path).st_ino, time.monotonic()
+    while os.stat(path).st_ino == file:
+        assert time.monotonic() - started < 30, f"{path} is never replaced"
+        time.sleep(0.0005)
+    return time.monotonic() - started
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import types
 import zlib
 
 import numpy as np
@@ -476,6 +477,18 @@ def test_a_port_that_is_taken(server):
 
 
 # Batches, without a server
+
+
+def test_a_batch_goes_to_the_engine_that_is_quickest_for_it(monkeypatch):
+    import MNISTbatching
+    seconds = {1: 1.0, 2: 1.9, 4: 5.0, 8: 6.0}  # batches of 4 are slow here
+    monkeypatch.setattr(MNISTbatching, "open_engine", lambda *settings: types.SimpleNamespace(
+        batch_size=settings[4], detail=""))
+    monkeypatch.setattr(MNISTbatching, "fastest_call", lambda engine: seconds[engine.batch_size])
+    network = types.SimpleNamespace(net=None, stem=None)
+    engines = MNISTbatching.Engines("torch", network, "cpu", "fp32", 8)
+    assert [engines.take(waiting) for waiting in range(1, 10)] == [1, 2, 2, 2, 2, 2, 7, 8, 8]
+    assert [engines.best[size].batch_size for size in (1, 2, 7, 8)] == [1, 2, 8, 8]
 
 
 class FailingEngines:

@@ -177,11 +177,6 @@ def kill_at_random(storage, points, kills):
     return finished(storage, points)
 
 
-def test_a_killed_workers_trial_is_done_by_the_other(tmp_path):
-    failed, _ = kill_at_random(str(tmp_path / "study.db"), points=8, kills=2)
-    assert failed >= 1  # somebody was killed within a trial, or nothing is proven
-
-
 @pytest.mark.slow
 def test_killed_twenty_times_each_trial_is_done_once(tmp_path):
     failed, _ = kill_at_random(str(tmp_path / "study.db"), points=60, kills=20)

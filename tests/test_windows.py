@@ -4,7 +4,9 @@ import re
 import time
 
 import numpy as np
+import own_networks
 import pytest
+import torch
 import windows
 from PyQt5.QtCore import QEvent, QPoint, QPointF, QRect, Qt
 from PyQt5.QtGui import QImage, QMouseEvent, QPainter, QTabletEvent
@@ -16,6 +18,7 @@ import GraphMNIST
 import MNISTcanvas
 import MNISTengine
 from MNISTdsource import digit_from_drawing
+from MNISTweights import save_weights
 
 
 @pytest.fixture
@@ -57,6 +60,23 @@ def test_drawing_is_read(window, strokes, digit):
     values = part(window, "probabilities").values
     assert values.argmax() == digit and values.sum() == pytest.approx(1, abs=1e-4)
     assert re.fullmatch(r"\d+\.\d\d ms on torch, cpu, fp32", part(window, "time").text())
+
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in own_networks.NETWORKS])
+def test_any_network(tmp_path, name):
+    """The answer is that of the network itself, whatever its build."""
+    torch.manual_seed(0)
+    net = getattr(own_networks, name)().eval()
+    save_weights(net, str(tmp_path / "mine.pth"))
+    with opened(GraphMNIST, tmp_path, "--network", f"{own_networks.__file__}:{name}",
+                "--weights", str(tmp_path / "mine.pth")) as window:
+        draw(window.canvas, SEVEN)
+        settle(window)
+        digit = part(window, "network_input").digit
+        log_probs = MNISTengine.reference_answers(net, digit[None])[0]
+        values = part(window, "probabilities").values
+        assert np.allclose(values, np.exp(log_probs), atol=1e-4)
+        assert part(window, "answer").text() == str(values.argmax())
 
 
 def test_network_input_is_what_the_network_receives(window):

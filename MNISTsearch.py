@@ -197,15 +197,21 @@ class Study:
         """Do what is waiting until every point is done, or `goes_on()` says no.
 
         `objective(trial)` gives the held-out accuracy and leaves in the trial's `user_attrs` what
-        `rows` says; `after_each(row)` is told what this worker has done. A point that another
-        worker has is waited for: it may be killed.
+        `rows` says; `after_each(row, done)` is told what this worker or another one has done, and
+        how many are done by then. A point that another worker has is waited for: it may be killed.
         """
+        told = {trial.number for trial in self.trials(*DONE)}
         while goes_on():
             self.fail_the_killed()
             self.put_in_what_is_missing()
-            if self.trials("WAITING"):
-                self.do_one(objective, after_each)
-            elif self.trials("RUNNING"):
+            waiting, running = self.trials("WAITING"), self.trials("RUNNING")
+            for trial in self.trials(*DONE):
+                if after_each and trial.number not in told:
+                    told.add(trial.number)
+                    after_each(self.row(trial), len(told))
+            if waiting:
+                self.do_one(objective)
+            elif running:
                 time.sleep(0.5)
             else:
                 return
@@ -219,7 +225,7 @@ class Study:
                 self.storage.record_heartbeat(trial._trial_id)
                 self.seen_running.add(trial.number)
 
-    def do_one(self, objective, after_each):
+    def do_one(self, objective):
         """Take a trial that waits, and do it unless it is superfluous.
 
         A worker that was stopped for longer than GRACE counts as killed: another one has its point
@@ -239,9 +245,7 @@ class Study:
             except BaseException:
                 self.study.tell(trial, state=self.states.FAIL, skip_if_finished=True)
                 raise
-        trial = self.study.tell(trial, value, state, skip_if_finished=True)
-        if after_each and trial.state != self.states.FAIL:
-            after_each(self.row(trial))
+        self.study.tell(trial, value, state, skip_if_finished=True)
 
     @contextlib.contextmanager
     def heartbeat(self, trial):
@@ -281,7 +285,7 @@ class Study:
 
     def done(self):
         """How many points are done."""
-        return len(self.trials("COMPLETE", "PRUNED"))
+        return len(self.trials(*DONE))
 
     def row(self, trial):
         """What was found in a trial: a dict with settings, accuracies (of the seeds), mean,
@@ -292,7 +296,7 @@ class Study:
 
     def rows(self):
         """The `row` of every trial that is done, best first."""
-        return sorted(map(self.row, self.trials("COMPLETE", "PRUNED")),
+        return sorted(map(self.row, self.trials(*DONE)),
                       key=lambda row: (row["pruned"], -row["mean"], row["seconds"]))
 
     def note(self, key, value=None):
@@ -302,7 +306,8 @@ class Study:
         return self.study.user_attrs.get(key)
 
 
-ALIVE = ("WAITING", "RUNNING", "COMPLETE", "PRUNED")
+DONE = ("COMPLETE", "PRUNED")
+ALIVE = ("WAITING", "RUNNING") + DONE
 
 
 @contextlib.contextmanager

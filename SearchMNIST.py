@@ -16,6 +16,7 @@ once, at the end, by the choice. A rate that isn't given is TrainMNIST.py's for 
 
 import argparse
 import collections
+import functools
 import math
 import os
 import signal
@@ -312,7 +313,7 @@ def search(arguments):
     status = 0
     try:
         with work_to_keep():
-            study.work(trainer.objective, after_each=lambda row: report(study, plan, row))
+            study.work(trainer.objective, after_each=functools.partial(report, plan))
             choose(study, plan, trainer)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
@@ -364,9 +365,9 @@ def choose(study, plan, trainer):
 # --- Showing --------------------------------------------------------------------------------------
 
 
-def report(study, plan, row):
-    """Print the line of a trial that is done."""
-    print(f"{study.done()}/{len(plan.points)}  {describe_settings(plan, row['settings'])}: "
+def report(plan, row, done):
+    """Print the line of a trial that is done, the `done`th."""
+    print(f"{done}/{len(plan.points)}  {describe_settings(plan, row['settings'])}: "
           + ("stopped early, " if row["pruned"] else "")
           + f"{accuracy_text(row)} of the held-out digits, {row['seconds']:.1f} s", flush=True)
 

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -276,6 +277,7 @@ def test_an_ablation_with_two_workers(search, tmp_path, mine):
     assert {(row["settings"]["dropout"], row["settings"]["label_smoothing"])
             for row in record["rows"]} == {(0, 0), (0, 0.05), (0.5, 0), (0.5, 0.05)}
     assert all(len(row["accuracies"]) == 2 for row in record["rows"])
+    assert re.findall(r"^(\d)/4  ", out, re.MULTILINE) == list("1234")  # the other worker's too
     assert f"TrainMNIST.py --network {mine}" in out
 
 

@@ -6,7 +6,6 @@ the scripts, into which it is downloaded where it is missing. Knows numpy.
 """
 
 import gzip
-import hashlib
 import http.client
 import io
 import os
@@ -22,6 +21,7 @@ from MNISTscript import (
     HERE,
     MNISTError,
     UnavailableError,
+    digest,
     show_progress,
     warn,
     write_atomically,
@@ -214,11 +214,11 @@ def verify(content, name):
     """Raise OSError unless the gzipped `content` is MNIST's file `name`."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            digest = hashlib.sha256(read_at_most(file, MAX_FILE)).hexdigest()
+            found = digest(read_at_most(file, MAX_FILE))
     except (OSError, EOFError, zlib.error) as error:
         raise OSError(f"not a whole gzip file ({error})") from error
-    if digest != SHA256[name]:
-        raise OSError(f"not MNIST's {name}: SHA-256 {digest}")
+    if found != SHA256[name]:
+        raise OSError(f"not MNIST's {name}: SHA-256 {found}")
 
 
 

@@ -6,14 +6,13 @@ by step.
 """
 
 import contextlib
-import hashlib
 import json
 import sys
 import threading
 import time
 
 from MNISTcuda import choose_memory, find_gpu
-from MNISTscript import MNISTError, UnavailableError, save_json, warn, write_atomically
+from MNISTscript import MNISTError, UnavailableError, digest, save_json, warn, write_atomically
 from MNISTtensorrt import (
     WORKSPACE_MIB,
     TensorRTEngine,
@@ -49,6 +48,7 @@ class EngineFile:
         """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
         None: nothing is kept. `data_dir`: of the digits that int8 is calibrated on."""
         from MNISTquantize import network_graph, weights_in_float
+        from MNISTweights import weights_digest
 
         self.trt = import_tensorrt()
         self.net, self.precision, self.batches = net, precision, batches
@@ -136,20 +136,6 @@ class EngineFile:
                 file.write(content)
         save_json(self.path + ".json", dict(self.wanted, engine_sha256=digest(plan),
                                             build_seconds=round(build_seconds, 2)))
-
-
-def digest(content):
-    """SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def weights_digest(net):
-    """SHA-256 of a network's tensors, names included: the same however they were saved."""
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        sha256.update(name.encode())
-        sha256.update(tensor.cpu().contiguous().numpy().tobytes())
-    return sha256.hexdigest()
 
 
 @contextlib.contextmanager

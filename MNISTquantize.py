@@ -20,6 +20,7 @@ from MNISTscript import (
     HERE,
     MNISTError,
     UnavailableError,
+    digest,
     package_missing,
     save_json,
     warn,
@@ -52,7 +53,7 @@ def int8_graph(net, stem=None, data_dir=None):
     `data_dir`: where MNIST is, as for `load_digits`. Raises UnavailableError where there are no
     training digits.
     """
-    from MNISTenginefile import digest, weights_digest
+    from MNISTweights import weights_digest
     graph = network_graph(net, "fp32")
     wanted = dict(RECIPE, weights_sha256=weights_digest(net), graph_sha256=digest(graph))
     kept = read_kept(stem and stem + "-int8.onnx", wanted)
@@ -73,7 +74,6 @@ def int8_graph(net, stem=None, data_dir=None):
 def read_kept(path, wanted):
     """The graph at `path`, or the shipped one of these weights, where its record says what is
     wanted; None otherwise."""
-    from MNISTenginefile import digest
     if not path:
         return None
     # The shipped one was exported by another torch, whose graph needn't be the same to a byte.

@@ -6,6 +6,7 @@ Knows the standard library and nothing else, so that `--help` answers at once.
 import _thread
 import argparse
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -230,6 +231,11 @@ def current_umask():
     umask = os.umask(0o022)
     os.umask(umask)
     return umask
+
+
+def digest(content):
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def save_json(path, record):

@@ -8,6 +8,7 @@ import ast
 import collections
 import difflib
 import functools
+import hashlib
 import importlib.util
 import inspect
 import io
@@ -351,6 +352,15 @@ def check_state(state, expected, path):
     if unknown:
         raise MNISTError(f"{path} is not of this network: it holds {', '.join(unknown[:3])}, "
                          "unknown here")
+
+
+def weights_digest(net):
+    """SHA-256 of a network's tensors, names included: the same however they were saved."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        content.update(name.encode())
+        content.update(tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def first_line(error):

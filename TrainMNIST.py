@@ -15,7 +15,6 @@ batch, and the averages that are saved are those of the first one.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from MNISTscript import (
     UnavailableError,
     add_flags,
     check_writable,
+    digest,
     keep_stdout_for_json,
     make_parser,
     positive_int,
@@ -330,7 +330,7 @@ def write_record(arguments, net, settings, history, result):
 def file_digest(path):
     """The SHA-256 of a file: which weights a record is of."""
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        return digest(file.read())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ MUTATIONS = [
     ("MNISTdsource.py", "mass_centre - 14.5 * pixel", "mass_centre - 14 * pixel",
      "test_dsource.py"),
     ("MNISTdsource.py", "if len(images) != len(labels):", "if False:", "test_dsource.py"),
-    ("MNISTdsource.py", "if digest != SHA256[name]:", "if False:", "test_download.py"),
+    ("MNISTdsource.py", "if found != SHA256[name]:", "if False:", "test_download.py"),
     ("MNISTidx.py", '0x0B: ">i2"', '0x0B: "<i2"', "test_dsource.py"),
     # networks and weights
     ("MNISTmodel.py", "return F.log_softmax(self.fc2(x), dim=1)", "return self.fc2(x)",

@@ -160,7 +160,7 @@ def test_several_networks_in_one_run(tmp_path, small_mnist):
                    "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
                    "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
                    "--engine", "torch", "usual-loop", "--threads", 1, "--seconds", 0,
-                   "--json", record, "--plot", tmp_path / "plot.svg")
+                   "--no-tuning", "--json", record, "--plot", tmp_path / "plot.svg")
     rows = json.loads(record.read_text())["rows"]
     assert [(row["engine"], row["network"]) for row in rows if row["precision"] == "fp32"] == [
         ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]

@@ -278,7 +278,8 @@ def test_train_and_compare_your_own(small_mnist, tmp_path):
     assert "saved Residual.pth" in out
     assert {"Residual.pth", "Residual.json"} <= set(os.listdir(tmp_path))
     out, _ = run("CompareMNIST.py", *mine, "--weights", weights, "--limit", 64, "--seconds", 0,
-                 "--device", "cpu", "--batch-size", 16, "--precision", "fp32", cwd=tmp_path)
+                 "--device", "cpu", "--batch-size", 16, "--precision", "fp32", "--no-tuning",
+                 cwd=tmp_path)
     usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
               and "cpu" in kind.precisions and MNISTengine.why_not(name) is None]
     for engine in usable:

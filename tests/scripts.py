@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import glob
 import os
 import runpy
@@ -52,11 +53,9 @@ def run(*command, status=0, env=None, **settings):
     return out, err
 
 
-def refused(*command, cwd=None, status=2):
-    """Run a script that is to end at once with an error, check its status, give (stdout, stderr).
-
-    In this process, which has imported torch already: that is what such a run would last.
-    """
+def run_here(*command, cwd=None, status=0):
+    """`run` in this process, which has imported torch already: importing it is most of what a short
+    run takes. For what ends with an error, or is run a second time."""
     import torch
     script, *arguments = map(str, command)
     argv, folder, threads = sys.argv, os.getcwd(), torch.get_num_threads()
@@ -77,6 +76,9 @@ def refused(*command, cwd=None, status=2):
         said = [file.seek(0) or file.read() for file in (out, err)]
     assert code == status, (code, said)
     return tuple(said)
+
+
+refused = functools.partial(run_here, status=2)
 
 
 def read_until(process, words, stream="stdout"):

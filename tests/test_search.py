@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from scripts import read_until, refused, run, start
+from scripts import read_until, refused, run, run_here, start
 
 from MNISTscript import UnavailableError
 from MNISTtraining import LEARNING_RATES, Recipe
@@ -256,14 +256,14 @@ def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits_enough, mine)
     assert record["rows"][1]["mean"] == 0 < record["rows"][0]["mean"]
     assert (record["trained_on"], record["held_out"], record["points"]) == (200, 10000, 2)
     assert 0 < record["choice"]["test_accuracy"] <= 1 and (tmp_path / "plot.png").exists()
-    again, _ = search(*flags)  # nothing is trained anew, not even for the test digits
+    again, _ = search(*flags, run=run_here)  # nothing is trained anew, not even for the test digits
     assert "2 trials, 2 done" in again and "of the held-out digits, " not in again
     assert again.split("\n\n")[1:] == out.split("\n\n")[1:]
     command = shlex.split(out.strip().split("\n")[-1])
     assert command == ["python", "TrainMNIST.py", "--network", mine, "--batch-size", "32",
                        "--epochs", "1", "--lr", "0.05"]
-    out, _ = run(*command[1:], "--data-dir", digits_enough, "--threads", 1,
-                 "--output", tmp_path / "net.pth")
+    out, _ = run_here(*command[1:], "--data-dir", digits_enough, "--threads", 1,
+                      "--output", tmp_path / "net.pth")
     assert "training on 10200 digits" in out
     _, err = search("grid", "--network", mine, "--batch-size", 16, "--lr", 0.05, run=refused)
     assert "another study called grid-Mine: its tried is" in err and "--study" in err
@@ -290,7 +290,7 @@ def test_tuning_stops_the_hopeless_and_keeps_the_default(search, tmp_path, mine)
                                "weight_decay": 5e-4, "label_smoothing": 0.05, "augment": 0.0,
                                "epochs": 3} in [row["settings"] for row in rows]
     assert all(row["epochs"] < 3 for row in rows if row["pruned"])
-    out, _ = search(*flags, "--trials", 10)  # one more
+    out, _ = search(*flags, "--trials", 10, run=run_here)  # one more
     assert "10 trials, 9 done" in out and "\n10/10  " in out
 
 
@@ -301,7 +301,7 @@ def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search, mine):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on" in err and "held-out %" in out
-    out, _ = search(*flags)
+    out, _ = search(*flags, run=run_here)
     assert "3 trials, 0 done" not in out and "The choice reads" in out
 
 

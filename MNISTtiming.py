@@ -331,24 +331,30 @@ def make_record(settings, rows, used_by_others=None):
     if used_by_others is not None and used_by_others > QUIET:
         warnings.append(f"other programs used {used_by_others:.0%} of the CPUs during the run: "
                         "all times are too long, and another run may well differ")
-    warnings += [text for row in rows for text in row_warnings(row)] + launch_warnings(rows)
+    warnings += unsteady_warnings(rows) + first_call_warnings(rows) + launch_warnings(rows)
     return {"schema": SCHEMA, "machine": machine, "settings": settings, "rows": rows,
             "used_by_others": used_by_others, "warnings": warnings}
 
 
-def row_warnings(row):
-    """What makes a row's numbers doubtful, in words for whoever reads them the first time."""
-    if row["end_to_end"] is None:
+def unsteady_warnings(rows):
+    """Which medians still moved when the time was up, in one warning for all of them."""
+    moved = [f"{describe_row(row)} ({row['end_to_end']['unsteady'] - 1:.0%})" for row in rows
+             if row["end_to_end"] and (row["end_to_end"]["unsteady"] or 0) > STEADY]
+    if not moved:
         return []
-    what = describe_row(row)
+    return [f"never got steady, the median still moved: {', '.join(moved)}; something else ran, or "
+            "the clock changed"]
+
+
+def first_call_warnings(rows):
+    """Where the timing began before an engine was warm."""
     warnings = []
-    times = row["end_to_end"]
-    if times["unsteady"] and times["unsteady"] > STEADY:
-        warnings.append(f"{what}: never got steady in {row['passes']:.3g} passes, the median moved "
-                        f"by {times['unsteady'] - 1:.0%}; something else ran, or the clock changed")
-    if times["first_timed_ms"] > 5 * times["median_ms"]:
-        warnings.append(f"{what}: the first timed call took {times['first_timed_ms']:.3g} ms, far "
-                        f"from the median {times['median_ms']:.3g} ms; warming up was not enough")
+    for row in rows:
+        times = row["end_to_end"]
+        if times and times["first_timed_ms"] > 5 * times["median_ms"]:
+            warnings.append(f"{describe_row(row)}: the first timed call took "
+                            f"{times['first_timed_ms']:.3g} ms, far from the median "
+                            f"{times['median_ms']:.3g} ms; warming up was not enough")
     return warnings
 
 

@@ -208,7 +208,7 @@ def test_passes_go_on_until_the_engine_is_steady():
     assert row["end_to_end"]["median_ms"] == pytest.approx(10)
     assert row["end_to_end"]["total_s"] == pytest.approx(0.5)  # of one pass, the steady one
     assert row["end_to_end"]["unsteady"] == pytest.approx(1) and row["passes"] > 1
-    assert MNISTtiming.row_warnings(row) == []
+    assert MNISTtiming.unsteady_warnings([row]) == MNISTtiming.first_call_warnings([row]) == []
     assert engine.clock.now < 20  # and no longer
 
 
@@ -221,8 +221,19 @@ class Slowing(FakeEngine):
 def test_what_never_gets_steady_is_said_when_the_time_is_up(clock):
     row = measure(Slowing(batch_size=2, delay=1e-4), deadline=2)
     assert row["passes"] > 1
-    warning, = MNISTtiming.row_warnings(row)
-    assert "never got steady in" in warning and "net: fake cpu fp32 batch 2" in warning
+    warning, = MNISTtiming.unsteady_warnings([row, row])
+    assert "never got steady" in warning and warning.count("net: fake cpu fp32 batch 2 (") == 2
+    assert MNISTtiming.unsteady_warnings([dict(row, end_to_end=None)]) == []  # one that failed
+
+
+def test_a_first_call_far_from_the_median_is_warned_of():
+    row = measure(FakeEngine(batch_size=2, delay=0.01))
+    times = row["end_to_end"]
+    times["first_timed_ms"] = 4.9 * times["median_ms"]
+    assert MNISTtiming.first_call_warnings([row]) == []
+    times["first_timed_ms"] = 5.1 * times["median_ms"]
+    warning, = MNISTtiming.first_call_warnings([row])
+    assert "51 ms, far from the median 10 ms" in warning
 
 
 def test_a_steady_engine_rests_while_the_others_go_on():

@@ -230,8 +230,8 @@ def test_no_digit_misread_and_all_of_them(tmp_path):
 def test_a_real_run(tmp_path, small_mnist):
     path = tmp_path / "record.json"
     out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "130", "--threads", "1",
-                   "--device", "cpu", "--seconds", "0", "--plot", tmp_path / "plot.png",
-                   "--json", path)
+                   "--device", "cpu", "--seconds", "0", "--no-tuning", "--json", path,
+                   "--plot", tmp_path / "plot.png")
     record = json.loads(path.read_text())
     usable = [(name, precision) for name, kind in MNISTengine.ENGINES.items()
               if not kind.on_request for precision in kind.precisions.get("cpu", ())

@@ -48,7 +48,7 @@ def forbid():
         path.chmod(0o755)
 
 
-@pytest.fixture(params=["tmpfs", "limit"])
+@pytest.fixture(params=["tmpfs", pytest.param("limit", marks=pytest.mark.slow)])
 def full_disk(request, tmp_path):
     """A folder that takes no more than a megabyte, and what else `run` needs for it to be so.
 

@@ -165,7 +165,7 @@ def test_diverged_training_replaces_nothing(small_mnist, tmp_path):
 
 
 def test_student_of_another_network(train, small_mnist, tmp_path):
-    train("net.pth")
+    train("net.pth", run=run_here)
     output = tmp_path / "small.pth"
     out, _ = run("TrainMNIST.py", "--data-dir", small_mnist, "--network", "small", "--teacher",
                  tmp_path / "net.pth", "--epochs", 2, "--output", output, "--optimizer", "adamw")

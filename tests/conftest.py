@@ -35,6 +35,11 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    return os.cpu_count() + 1  # some always wait: for a server, for an end that is to be noticed
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("markexpr") != "gpu":
         for item in items:

@@ -634,7 +634,7 @@ def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, 
         MNISTenginefile.load_engine = load
     out = capsys.readouterr().out
     assert os.path.exists(right) and out.count("failed: WRONG") == 1
-    assert len(re.findall("^tensorrt cuda fp32 ", out, re.MULTILINE)) == 2
+    assert len(re.findall("^tensorrt cuda fp32 +\\d", out, re.MULTILINE)) == 2
 
 
 def test_program_builds_only(program, rtx, stem, capsys):

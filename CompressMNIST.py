@@ -251,6 +251,7 @@ def make_row(workshop, name, test, rows):
 
 # --- Timing ---------------------------------------------------------------------------------------
 
+
 def add_times(workshop, rows, images):
     """Time every row on this machine's engines, in turns."""
     from MNISTengine import ENGINES, open_engine, why_not

@@ -221,7 +221,6 @@ def verify(content, name):
         raise OSError(f"not MNIST's {name}: SHA-256 {found}")
 
 
-
 # --- Drawings -------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,7 @@ def run_here(*command, cwd=None, status=0):
             torch.set_num_threads(threads)
         said = [file.seek(0) or file.read() for file in (out, err)]
     assert code == status, (code, said)
+    assert "Traceback" not in said[1]
     return tuple(said)
 
 

@@ -18,15 +18,9 @@ import os
 import sys
 import time
 
-from MNISTscript import (
-    UnavailableError,
-    add_flags,
-    check_writable,
-    describe_error,
-    keep_stdout_for_json,
-    make_parser,
-    run_program,
-)
+from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.errors import UnavailableError, describe_error
+from mnist.files import check_writable
 
 
 def main():

@@ -19,21 +19,17 @@ import os
 import sys
 import time
 
-from MNISTscript import (
-    HERE,
-    MNISTError,
-    UnavailableError,
+from mnist.cli import (
     add_flags,
-    check_writable,
     keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
-    save_json,
     show_progress,
-    warn,
     work_to_keep,
 )
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import ROOT, check_writable, save_json
 
 # What is made of what, and in which precision. "small" is a network of its own.
 Method = collections.namedtuple("Method", "made_of precision")
@@ -109,7 +105,7 @@ def parse_arguments():
     parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
                         help="passes over the training digits for fine-tuning what was pruned "
                              "(default: %(default)s)")
-    parser.add_argument("--output-dir", default=HERE, metavar="DIR",
+    parser.add_argument("--output-dir", default=ROOT, metavar="DIR",
                         help="where the files go (default: beside the scripts)")
     parser.add_argument("--repeat", type=positive_int, default=3, metavar="N",
                         help=f"passes over the {TIMED:,} digits that are timed "
@@ -193,8 +189,8 @@ class Workshop:
 
     def graph(self, kind, precision):
         """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""
+        from mnist.files import write_atomically
         from MNISTquantize import network_graph
-        from MNISTscript import write_atomically
         graph = network_graph(self.net(kind), precision, self.stem(kind), self.arguments.data_dir)
         if precision == "fp16":
             with write_atomically(f"{self.stem(kind)}-fp16.onnx") as file:
@@ -289,7 +285,7 @@ def time_of(row, engine, device, batch_size):
 
 def show(arguments, network, rows):
     """Print the tables, write record and plot."""
-    from MNISTmachine import machine_record
+    from mnist.machine import machine_record
     print("\n".join([f"{network.origin}, {rows[0]['digits']:,} test digits of MNIST",
                      "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
     for row in rows:

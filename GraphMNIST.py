@@ -11,7 +11,7 @@ shows its keys.
 import os
 import time
 
-from MNISTscript import add_flags, make_parser, run_program
+from mnist.cli import add_flags, make_parser, run_program
 
 
 class Reader:

@@ -17,15 +17,9 @@ import os
 import shlex
 import time
 
-from MNISTscript import (
-    MNISTError,
-    UnavailableError,
-    add_flags,
-    check_writable,
-    keep_stdout_for_json,
-    make_parser,
-    run_program,
-)
+from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.errors import MNISTError, UnavailableError
+from mnist.files import check_writable
 
 
 def main():

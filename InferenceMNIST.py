@@ -12,7 +12,8 @@ every engine of this machine side by side CompareMNIST.py.
 
 import time
 
-from MNISTscript import add_flags, check_writable, keep_stdout_for_json, make_parser, run_program
+from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.files import check_writable
 
 
 def main():

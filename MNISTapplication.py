@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 
-from MNISTscript import UnavailableError
+from mnist.errors import UnavailableError
 
 try:
     from PyQt5.QtCore import Qt, QTimer

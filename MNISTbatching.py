@@ -19,10 +19,10 @@ import numpy as np
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
+from mnist.errors import MNISTError, UnavailableError
 from MNISTengine import ENGINES, open_engine, reference_answers, why_not
 from MNISTprecision import judge_answers
 from MNISTprotocol import RequestError
-from MNISTscript import MNISTError, UnavailableError
 
 LONGEST_TURN = 0.05  # seconds in which nothing but batches is computed
 TRIAL = 0.03  # seconds in which an engine is timed for each batch size

@@ -4,7 +4,7 @@
 of it one launch where CUDA graphs can be had. Knows numpy alone; the GPU's memory is `MNISTcuda`'s.
 """
 
-from MNISTscript import UnavailableError
+from mnist.errors import UnavailableError
 
 
 class FixedBuffers:

@@ -8,7 +8,8 @@ from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyq
 from PyQt5.QtGui import QColor, QImage, QImageReader, QPainter, QPainterPath, QPen, QTabletEvent
 from PyQt5.QtWidgets import QSizePolicy, QWidget
 
-from MNISTscript import MNISTError, write_atomically
+from mnist.errors import MNISTError
+from mnist.files import write_atomically
 
 CANVAS_SIDE = 840  # pixels of the picture behind the canvas, whatever size it is shown at
 PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIST's stroke width

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from MNISTscript import UnavailableError
+from mnist.errors import UnavailableError
 
 # Pruning climbs to its sparsity over this part of the fine-tuning; the rest heals what it did.
 CLIMB = 0.5

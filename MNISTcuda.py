@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from MNISTmachine import pycuda_gpu, torch_gpu
-from MNISTscript import MNISTError, UnavailableError
+from mnist.errors import MNISTError, UnavailableError
+from mnist.machine import pycuda_gpu, torch_gpu
 
 
 @functools.lru_cache(maxsize=None)

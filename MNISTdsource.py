@@ -16,22 +16,16 @@ import zlib
 
 import numpy as np
 
+from mnist.cli import show_progress
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import ROOT, digest, write_atomically
 from MNISTidx import IdxError, read_at_most, read_idx
-from MNISTscript import (
-    HERE,
-    MNISTError,
-    UnavailableError,
-    digest,
-    show_progress,
-    warn,
-    write_atomically,
-)
 
 # Mean and standard deviation of the grey levels of MNIST's training images, on a scale of 0 to 1.
 MEAN = 0.1307
 STD = 0.3081
 
-DEFAULT_DATA_DIR = os.path.join(HERE, "data")
+DEFAULT_DATA_DIR = os.path.join(ROOT, "data")
 
 # The file of images and the file of labels of each split.
 SPLITS = {

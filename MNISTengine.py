@@ -27,8 +27,8 @@ import MNISTruntimes
 import MNISTtensorrt
 import MNISTtorch
 import MNISTtuning
+from mnist.errors import UnavailableError
 from MNISTdsource import normalise
-from MNISTscript import UnavailableError
 
 EngineKind = collections.namedtuple(
     "EngineKind", "name precisions missing open settings on_request")

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import digest, save_json, write_atomically
 from MNISTcuda import choose_memory, find_gpu
-from MNISTscript import MNISTError, UnavailableError, digest, save_json, warn, write_atomically
 from MNISTtensorrt import (
     WORKSPACE_MIB,
     TensorRTEngine,

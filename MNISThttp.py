@@ -23,8 +23,8 @@ import zlib
 import httptools
 import orjson
 
+from mnist.errors import UnavailableError
 from MNISTprotocol import RequestError
-from MNISTscript import UnavailableError
 
 Limits = collections.namedtuple("Limits", "connections head body bodies grace rate idle")
 Limits.__doc__ = """What a server takes, beyond which it answers 4xx or 503.

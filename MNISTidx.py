@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from MNISTscript import MNISTError
+from mnist.errors import MNISTError
 
 # The third byte of an IDX file names the type of its elements, which are big-endian.
 # Source: "The IDX file format" on Yann LeCun's MNIST page.

@@ -10,10 +10,11 @@ import warnings
 import numpy as np
 import torch
 
+from mnist.errors import MNISTError, UnavailableError
+from mnist.files import ROOT, write_atomically
 from MNISTdsource import normalise
 from MNISTfold import fold, rounded
 from MNISTprecision import TOLERANCE
-from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
 
 OPSET = 13  # the newest that TensorRT 8.0 reads
 
@@ -61,7 +62,7 @@ def onnx_bytes(net, precision="fp32"):
             raise UnavailableError("torch's ONNX exporter needs the package onnx: "
                                    "pip install onnx") from error
         if "unpacking string as utf-8" in str(error):  # torch notes from which line each node is
-            raise UnavailableError(f"torch can't read the path {HERE} under this locale: "
+            raise UnavailableError(f"torch can't read the path {ROOT} under this locale: "
                                    "export LC_ALL=C.UTF-8") from error
         if "not implemented for 'Half'" in str(error):
             raise UnavailableError("this torch computes float16 on a CUDA GPU only, so it can't "

@@ -11,12 +11,13 @@ import re
 
 import numpy as np
 
+from mnist.errors import MNISTError
+from mnist.files import ROOT
 from MNISTdsource import digit_from_drawing, load_split, normalise
 from MNISThttp import BINARY, HTML
 from MNISTprotocol import RequestError
-from MNISTscript import HERE, MNISTError
 
-PAGE = os.path.join(HERE, "web", "index.html")
+PAGE = os.path.join(ROOT, "web", "index.html")
 LARGEST_DRAWING = 2048  # pixels along a side
 
 

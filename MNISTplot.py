@@ -7,7 +7,9 @@ import collections
 import itertools
 import os
 
-from MNISTmachine import describe_machine
+from mnist.errors import UnavailableError
+from mnist.files import check_writable, write_atomically
+from mnist.machine import describe_machine
 from MNISTreport import (
     LETTERS,
     PUBLISHED,
@@ -19,7 +21,6 @@ from MNISTreport import (
     row_name,
     setting_text,
 )
-from MNISTscript import UnavailableError, check_writable, write_atomically
 
 
 def check_plot(flag, path):

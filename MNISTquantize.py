@@ -15,17 +15,9 @@ import tempfile
 
 import numpy as np
 
+from mnist.errors import MNISTError, UnavailableError, package_missing, warn
+from mnist.files import ROOT, digest, save_json, write_atomically
 from MNISTdsource import load_digits
-from MNISTscript import (
-    HERE,
-    MNISTError,
-    UnavailableError,
-    digest,
-    package_missing,
-    save_json,
-    warn,
-    write_atomically,
-)
 
 # How it is made. What differs from it, or from the network, is made anew.
 RECIPE = {"method": "static, symmetric int8 per tensor, float32 bias", "calibration": "MinMax",
@@ -77,7 +69,7 @@ def read_kept(path, wanted):
     if not path:
         return None
     # The shipped one was exported by another torch, whose graph needn't be the same to a byte.
-    shipped = os.path.join(HERE, "weights", os.path.basename(path))
+    shipped = os.path.join(ROOT, "weights", os.path.basename(path))
     for place, free in ((path, ()), (shipped, ("graph_sha256",))):
         with contextlib.suppress(OSError, ValueError, TypeError):
             with open(place + ".json", encoding="utf-8") as file:

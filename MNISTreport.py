@@ -8,8 +8,9 @@ import itertools
 import json
 import textwrap
 
-from MNISTmachine import describe_machine
-from MNISTscript import UnavailableError, save_json
+from mnist.errors import UnavailableError
+from mnist.files import save_json
+from mnist.machine import describe_machine
 from MNISTtiming import SCHEMA
 
 # --- Tables ---------------------------------------------------------------------------------------

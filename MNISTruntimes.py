@@ -8,9 +8,9 @@ import io
 
 import numpy as np
 
+from mnist.errors import UnavailableError, package_missing
 from MNISTbuffers import FixedBuffers
 from MNISTquantize import network_graph, quantize_missing
-from MNISTscript import UnavailableError, package_missing
 from MNISTtorch import default_threads, torch_missing
 from MNISTtuning import describe_threads, quickest, settings_to_try
 

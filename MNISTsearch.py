@@ -20,7 +20,8 @@ import threading
 import time
 import warnings
 
-from MNISTscript import MNISTError, UnavailableError, check_writable, package_missing
+from mnist.errors import MNISTError, UnavailableError, package_missing
+from mnist.files import check_writable
 from MNISTtraining import LEARNING_RATES, Recipe
 
 # A worker says so often (seconds) that it lives, and counts as killed when it hasn't for so long.

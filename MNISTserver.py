@@ -14,6 +14,7 @@ import time
 import prometheus_client
 import prometheus_client.multiprocess
 
+from mnist.errors import warn
 from MNISTbatching import Batcher, Engines, Job, Metrics
 from MNISTengine import set_threads
 from MNISThttp import BINARY, HttpServer
@@ -27,7 +28,6 @@ from MNISTprotocol import (
     server_metadata,
     write_response,
 )
-from MNISTscript import warn
 
 STOP_SECONDS = 8  # for what is in flight when the server is told to stop
 

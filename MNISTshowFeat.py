@@ -15,15 +15,9 @@ import math
 import os
 import re
 
-from MNISTscript import (
-    MNISTError,
-    UnavailableError,
-    add_flags,
-    make_parser,
-    run_program,
-    warn,
-    write_atomically,
-)
+from mnist.cli import add_flags, make_parser, run_program
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import write_atomically
 
 READABLE = 7  # the most numbers side by side
 

@@ -12,9 +12,9 @@ import importlib
 import os
 import platform
 
+from mnist.errors import MNISTError, UnavailableError, warn
 from MNISTbuffers import CudaBuffers
 from MNISTcuda import choose_memory
-from MNISTscript import MNISTError, UnavailableError, warn
 
 # What a precision is called among the builder's flags, where it is one, and what says whether this
 # GPU has it. Both until TensorRT 10.

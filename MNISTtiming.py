@@ -11,9 +11,10 @@ import gc
 import os
 import time
 
-from MNISTmachine import machine_record
+from mnist.cli import show_progress, work_to_keep
+from mnist.errors import describe_error
+from mnist.machine import machine_record
 from MNISTprecision import judge_answers
-from MNISTscript import describe_error, show_progress, work_to_keep
 
 # Calls that aren't timed, at least, by device: as an engine is opened, and before each of its
 # turns, since another engine has used the caches meanwhile. A GPU that was idle has lowered its

@@ -18,7 +18,8 @@ import sys
 import time
 from typing import NamedTuple
 
-from MNISTscript import UnavailableError, show_progress
+from mnist.cli import show_progress
+from mnist.errors import UnavailableError
 
 HELD_OUT = 10000  # digits at the end of the training set that are kept for choosing
 

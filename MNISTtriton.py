@@ -13,9 +13,10 @@ import tempfile
 
 import numpy as np
 
+from mnist.errors import MNISTError, UnavailableError, package_missing, warn
+from mnist.files import digest
 from MNISTonnx import check_onnx
 from MNISTquantize import network_graph
-from MNISTscript import MNISTError, UnavailableError, digest, package_missing, warn
 from MNISTweights import weights_digest
 
 PRECISIONS = ("fp32", "int8")

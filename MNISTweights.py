@@ -22,10 +22,11 @@ import zipfile
 import torch
 from torch import nn
 
+from mnist.errors import MNISTError, UnavailableError
+from mnist.files import ROOT, write_atomically
 from MNISTmodel import NETWORKS
-from MNISTscript import HERE, MNISTError, UnavailableError, write_atomically
 
-SHIPPED = os.path.join(HERE, "weights")
+SHIPPED = os.path.join(ROOT, "weights")
 
 # --- Which network --------------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ class Network(collections.namedtuple("Network", "net name path origin")):
         Beside the weights they came from; nothing is written beside the shipped ones.
         """
         folder, name = os.path.split(os.path.splitext(self.path)[0])
-        return os.path.join(HERE if folder == SHIPPED else folder, name)
+        return os.path.join(ROOT if folder == SHIPPED else folder, name)
 
 
 def load_network(weights=None, network=None, trust_pickle=False):
@@ -73,7 +74,7 @@ def load_network(weights=None, network=None, trust_pickle=False):
 
 def trained_path(name):
     """Where the weights go that you train: NetMNIST.pth for "net", MyNet.pth for your `MyNet`."""
-    return os.path.join(HERE, (name.capitalize() + "MNIST" if name in NETWORKS else name) + ".pth")
+    return os.path.join(ROOT, (name.capitalize() + "MNIST" if name in NETWORKS else name) + ".pth")
 
 
 def default_weights(name):
@@ -88,8 +89,8 @@ def describe_path(path):
     """A weights file for the screen, saying where it is from."""
     path = os.path.abspath(path)
     if os.path.dirname(path) == SHIPPED:
-        return os.path.relpath(path, HERE) + " (shipped)"
-    return os.path.relpath(path, HERE) if os.path.dirname(path) == HERE else path
+        return os.path.relpath(path, ROOT) + " (shipped)"
+    return os.path.relpath(path, ROOT) if os.path.dirname(path) == ROOT else path
 
 
 def find_network(network):

@@ -10,8 +10,8 @@ import os
 import signal
 import tempfile
 
+from mnist.errors import MNISTError
 from MNISThttp import bind
-from MNISTscript import MNISTError
 from MNISTserver import STOP_SECONDS, serve
 
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client keeps what processes share

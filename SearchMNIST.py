@@ -24,20 +24,17 @@ import subprocess
 import sys
 import time
 
-from MNISTreport import dashed, format_study, setting_text
-from MNISTscript import (
-    HERE,
-    UnavailableError,
+from mnist.cli import (
     add_flags,
-    check_writable,
     keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
-    save_json,
-    warn,
     work_to_keep,
 )
+from mnist.errors import UnavailableError, warn
+from mnist.files import ROOT, check_writable, save_json
+from MNISTreport import dashed, format_study, setting_text
 from MNISTtraining import HELD_OUT, LEARNING_RATES, Recipe
 
 # The settings that can be varied, and what each kind of study tries unless told.
@@ -95,7 +92,7 @@ def parse_arguments():
                         help="of tune, in all (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
                         help="processes that share the work here (default: %(default)s)")
-    parser.add_argument("--storage", default=os.path.join(HERE, "SearchMNIST.db"), metavar="FILE",
+    parser.add_argument("--storage", default=os.path.join(ROOT, "SearchMNIST.db"), metavar="FILE",
                         help="where the study lives: an SQLite file, or an address like "
                              "postgresql://USER@HOST/NAME (default: SearchMNIST.db beside the "
                              "scripts)")
@@ -374,7 +371,7 @@ def report(plan, row, done):
 
 def show(study, plan, trainer):
     """Print the table and what to do with it, write record and plot."""
-    from MNISTmachine import machine_record
+    from mnist.machine import machine_record
     from MNISTsearch import as_good_as_the_best
     arguments, rows = plan.arguments, study.rows()
     if not rows:

@@ -18,7 +18,8 @@ import re
 import socket
 import sys
 
-from MNISTscript import UnavailableError, add_flags, make_parser, positive_int, run_program, warn
+from mnist.cli import add_flags, make_parser, positive_int, run_program
+from mnist.errors import UnavailableError, warn
 
 NETWORKS = ("net", "small")  # served where there are weights of them
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

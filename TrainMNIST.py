@@ -20,19 +20,9 @@ import math
 import os
 import sys
 
-from MNISTscript import (
-    MNISTError,
-    UnavailableError,
-    add_flags,
-    check_writable,
-    digest,
-    keep_stdout_for_json,
-    make_parser,
-    positive_int,
-    run_program,
-    save_json,
-    warn,
-)
+from mnist.cli import add_flags, keep_stdout_for_json, make_parser, positive_int, run_program
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import check_writable, digest, save_json
 from MNISTtraining import (
     HELD_OUT,
     LEARNING_RATES,
@@ -310,7 +300,7 @@ def resume(path, settings, net, optimiser):
 
 def write_record(arguments, net, settings, history, result):
     """Write --json and --plot."""
-    from MNISTmachine import machine_record
+    from mnist.machine import machine_record
     from MNISTmodel import count_multiply_adds, count_parameters
     net.cpu()
     record = {

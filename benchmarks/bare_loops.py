@@ -20,7 +20,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from MNISTscript import add_flags, make_parser, run_program  # noqa: E402
+from mnist.cli import add_flags, make_parser, run_program
 
 TURNS = 101
 

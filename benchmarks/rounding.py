@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from MNISTscript import add_flags, make_parser, positive_int, run_program  # noqa: E402
+from mnist.cli import add_flags, make_parser, positive_int, run_program
 
 
 def main():

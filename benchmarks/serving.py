@@ -28,7 +28,8 @@ import time
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 
-from MNISTscript import UnavailableError, make_parser, positive_int, run_program  # noqa: E402
+from mnist.cli import make_parser, positive_int, run_program
+from mnist.errors import UnavailableError
 
 PARTS = ("one-digit", "batches", "half-load", "slow-clients", "overload", "perf-analyzer")
 CONNECTIONS = 32

@@ -19,7 +19,8 @@ import time
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 
-from MNISTscript import UnavailableError, add_flags, make_parser, run_program  # noqa: E402
+from mnist.cli import add_flags, make_parser, run_program
+from mnist.errors import UnavailableError
 
 EPOCHS = 5
 

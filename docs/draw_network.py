@@ -11,16 +11,16 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
-from torch.nn.functional import max_pool2d, relu  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.patches import Rectangle
+from torch.nn.functional import max_pool2d, relu
 
-from MNISTdsource import generated_digits, normalise  # noqa: E402
-from MNISTweights import load_network  # noqa: E402
+from MNISTdsource import generated_digits, normalise
+from MNISTweights import load_network
 
 SHOWN = 7  # maps drawn of each layer, one behind the other
 

@@ -12,7 +12,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from MNISTscript import make_parser, run_program, write_atomically  # noqa: E402
+from mnist.cli import make_parser, run_program
+from mnist.files import write_atomically
 
 NOTEBOOK = os.path.join(HERE, "MNIST.ipynb")
 

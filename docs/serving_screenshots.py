@@ -10,8 +10,8 @@ import tempfile
 DOCS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(DOCS), os.path.join(os.path.dirname(DOCS), "tests")]
 
-from browser import THREE, chromium  # noqa: E402
-from serving import serving  # noqa: E402
+from browser import THREE, chromium
+from serving import serving
 
 
 def main():

@@ -15,11 +15,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from pages import ROOT, fill, read_json  # noqa: E402
+from pages import ROOT, fill, read_json
 
-from MNISTmodel import NETWORKS, count_multiply_adds, count_parameters  # noqa: E402
-from MNISTreport import read_record  # noqa: E402
-from MNISTscript import make_parser, run_program  # noqa: E402
+from mnist.cli import make_parser, run_program
+from MNISTmodel import NETWORKS, count_multiply_adds, count_parameters
+from MNISTreport import read_record
 
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}

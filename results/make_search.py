@@ -12,10 +12,10 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
-from pages import fill, read_json  # noqa: E402
+from pages import fill, read_json
 
-from MNISTreport import format_study  # noqa: E402
-from MNISTscript import make_parser, run_program  # noqa: E402
+from mnist.cli import make_parser, run_program
+from MNISTreport import format_study
 
 SHOWN = 10  # rows of a study; the record has the rest
 

@@ -3,7 +3,8 @@
 import json
 import os
 
-from MNISTscript import MNISTError, write_atomically
+from mnist.errors import MNISTError
+from mnist.files import write_atomically
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

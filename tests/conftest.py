@@ -8,14 +8,14 @@ import struct
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import scripts  # noqa: E402
+import numpy as np
+import pytest
+import scripts
 
-import MNISTdsource  # noqa: E402
-from MNISTscript import HERE  # noqa: E402
+import MNISTdsource
+from mnist.files import ROOT
 
-SHARED_DATA = os.path.join(os.path.dirname(HERE), "shared", "data")
+SHARED_DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
 KEPT_BY_TOOLS = ("__pycache__", "results")  # and what begins with a dot
 
 
@@ -59,7 +59,7 @@ def no_child_outlives_its_test():
 def nothing_is_written_into_the_checkout():
     def files():
         found = {}
-        for folder, folders, names in os.walk(HERE):
+        for folder, folders, names in os.walk(ROOT):
             folders[:] = [name for name in folders
                           if name not in KEPT_BY_TOOLS and not name.startswith(".")]
             for name in names:

@@ -68,9 +68,9 @@ MUTATIONS = [
      "test_train.py"),
     ("MNISTtraining.py", "shift[:, 0]], 1)", "shift[:, 1]], 1)", "test_train.py"),
     # files and windows
-    ("MNISTscript.py", "        os.replace(temporary, path)",
+    ("mnist/cli.py", "        os.replace(temporary, path)",
      "        shutil.copyfile(temporary, path)", "test_killed.py"),
-    ("MNISTscript.py", "if not os.access(folder, os.W_OK):", "if False:", "test_disk.py"),
+    ("mnist/cli.py", "if not os.access(folder, os.W_OK):", "if False:", "test_disk.py"),
     ("MNISTcanvas.py", "self.history.append((QImage(self.picture),",
      "self.history.append((self.picture,", "test_windows.py"),
     ("MNISTcanvas.py", "data.reshape(height, stride)[:, :image.width()]",

@@ -174,7 +174,7 @@ def own_names():
 
 def shared_flags():
     sys.path.insert(0, ROOT)
-    from MNISTscript import FLAGS
+    from mnist.cli import FLAGS
     return FLAGS
 
 

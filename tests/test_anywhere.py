@@ -9,7 +9,7 @@ import sys
 import pytest
 from scripts import run
 
-from MNISTscript import HERE
+from mnist.files import ROOT
 
 FOLDER = "my scripts – ñandú 数字"
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
@@ -23,10 +23,10 @@ def elsewhere(tmp_path_factory, small_mnist):
     """Run a copy of the scripts from a working directory that isn't theirs: gives its stdout."""
     scripts = tmp_path_factory.mktemp("anywhere") / FOLDER
     scripts.mkdir()
-    for name in os.listdir(HERE):
+    for name in os.listdir(ROOT):
         if name.endswith(".py"):
-            shutil.copy(os.path.join(HERE, name), scripts)
-    shutil.copytree(os.path.join(HERE, "weights"), scripts / "weights")
+            shutil.copy(os.path.join(ROOT, name), scripts)
+    shutil.copytree(os.path.join(ROOT, "weights"), scripts / "weights")
     shutil.copytree(small_mnist, scripts / "data")
     there = scripts.parent / "cwd"
     there.mkdir()

@@ -16,7 +16,7 @@ import MNISTengine
 import MNISTplot
 import MNISTreport
 import MNISTtorch
-from MNISTscript import MNISTError, UnavailableError
+from mnist.errors import MNISTError, UnavailableError
 from MNISTtiming import empty_row, make_record
 from MNISTweights import SHIPPED, save_weights
 

@@ -13,11 +13,11 @@ from scripts import refused, run, start
 
 import MNISTengine
 import MNISTquantize
+from mnist.errors import UnavailableError
 from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
 from MNISTdsource import generated_digits, load_split
 from MNISTonnx import check_onnx
 from MNISTprecision import judge_answers
-from MNISTscript import UnavailableError
 from MNISTweights import SHIPPED, load_network, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")

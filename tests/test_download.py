@@ -17,8 +17,8 @@ import pytest
 
 import MNISTdsource
 import MNISTidx
+from mnist.files import ROOT
 from MNISTdsource import DataError, load_split
-from MNISTscript import HERE
 
 NAMES = MNISTdsource.SPLITS["test"]
 FILES = {
@@ -278,7 +278,7 @@ print(len(images), int(labels.sum()))
 def test_processes_that_download_at_once_do_not_damage_each_other(server, tmp_path):
     digests = [f"{name}={digest}" for name, digest in MNISTdsource.SHA256.items()]
     command = [sys.executable, "-c", DOWNLOADER, server.url + "good/", str(tmp_path / "data")]
-    processes = [subprocess.Popen(command + digests, cwd=HERE, stdout=subprocess.PIPE)
+    processes = [subprocess.Popen(command + digests, cwd=ROOT, stdout=subprocess.PIPE)
                  for _ in range(3)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert outputs == [b"50 225\n"] * 3

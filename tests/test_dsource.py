@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import MNISTdsource
+from mnist.errors import UnavailableError
 from MNISTdsource import (
     DataError,
     digit_from_drawing,
@@ -21,7 +22,6 @@ from MNISTdsource import (
     normalise,
 )
 from MNISTidx import IdxError, read_idx
-from MNISTscript import UnavailableError
 
 FUZZ = int(os.environ.get("FUZZ", 300))  # damaged files
 

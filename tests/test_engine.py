@@ -12,10 +12,10 @@ import MNISTengine
 import MNISTruntimes
 import MNISTtorch
 import MNISTtuning
+from mnist.errors import UnavailableError, package_missing
 from MNISTdsource import load_split
 from MNISTmodel import Net
 from MNISTprecision import PRECISIONS, TOLERANCE, judge_answers
-from MNISTscript import UnavailableError, package_missing
 from MNISTweights import SHIPPED, load_network
 
 

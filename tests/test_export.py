@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
+from mnist.errors import MNISTError, UnavailableError
 from MNISTdsource import normalise
 from MNISTonnx import check_onnx, export_onnx, onnx_bytes
 from MNISTprecision import TOLERANCE
-from MNISTscript import MNISTError, UnavailableError
 
 
 def answers(path, images):

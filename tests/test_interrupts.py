@@ -87,7 +87,7 @@ def test_an_import_is_waited_for_where_there_is_work_to_keep(tmp_path):
     (tmp_path / "program.py").write_text(
         "import sys, time\n"
         f"sys.path[:0] = [{ROOT!r}, {str(tmp_path)!r}]\n"
-        "from MNISTscript import run_program, work_to_keep\n"
+        "from mnist.cli import run_program, work_to_keep\n"
         "def main():\n"
         "    try:\n"
         "        with work_to_keep():\n"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import MNISTmachine
+from mnist import machine
 
 NANO = {
     "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0",
@@ -38,19 +38,19 @@ def nano(tmp_path):
 
 
 def test_record_is_json_and_names_this_machine():
-    record = json.loads(json.dumps(MNISTmachine.machine_record(), allow_nan=False))
+    record = json.loads(json.dumps(machine.machine_record(), allow_nan=False))
     assert record["cpus"] >= 1 and record["os"] and record["utc"].endswith("Z")
-    assert "\n" in MNISTmachine.describe_machine(record)
+    assert "\n" in machine.describe_machine(record)
 
 
 def test_jetson_nano(nano):
-    assert MNISTmachine.jetson(str(nano)) == {
+    assert machine.jetson(str(nano)) == {
         "model": "NVIDIA Jetson Nano Developer Kit", "l4t": "32.7.1", "power_mode": 1,
         "power_mode_name": "5W", "full_power_mode": 0, "cpus_online": "0-1", "cpu_mhz": 918.0,
         "cpu_max_mhz": 918.0, "gpu_mhz": 614.4, "gpu_max_mhz": 640.0, "hottest_c": 41.5}
-    record = dict(MNISTmachine.machine_record(), jetson=MNISTmachine.jetson(str(nano)))
+    record = dict(machine.machine_record(), jetson=machine.jetson(str(nano)))
     assert ("NVIDIA Jetson Nano Developer Kit, L4T 32.7.1, power mode 5W, 42 °C"
-            in MNISTmachine.describe_machine(record))
+            in machine.describe_machine(record))
 
 
 @pytest.mark.parametrize("content", [None, "", "garbage\n"])
@@ -60,19 +60,19 @@ def test_jetson_with_a_file_missing_or_strange(nano, name, content):
         (nano / name).unlink()
     else:
         (nano / name).write_text(content)
-    jetson = MNISTmachine.jetson(str(nano))
+    jetson = machine.jetson(str(nano))
     assert jetson["l4t"] == "32.7.1"
-    record = dict(MNISTmachine.machine_record(), threads=4, jetson=json.loads(json.dumps(jetson)))
-    assert "None" not in MNISTmachine.describe_machine(record).split("\n")[0]
+    record = dict(machine.machine_record(), threads=4, jetson=json.loads(json.dumps(jetson)))
+    assert "None" not in machine.describe_machine(record).split("\n")[0]
 
 
 def test_no_jetson(tmp_path):
-    assert MNISTmachine.jetson(str(tmp_path)) is None
+    assert machine.jetson(str(tmp_path)) is None
 
 
 def warnings_of(root):
     from MNISTtiming import machine_warnings
-    return machine_warnings({"cpu_governor": None, "jetson": MNISTmachine.jetson(str(root))})
+    return machine_warnings({"cpu_governor": None, "jetson": machine.jetson(str(root))})
 
 
 def test_five_watt_mode_warns(nano):

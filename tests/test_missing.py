@@ -11,7 +11,7 @@ import shutil
 import pytest
 from scripts import refused, run
 
-from MNISTscript import HERE
+from mnist.files import ROOT
 
 # Runs before the program in every Python process that has its folder on PYTHONPATH.
 SITECUSTOMIZE = """
@@ -54,10 +54,10 @@ def scripts_alone(tmp_path):
     """The scripts and the shipped weights in a folder of their own, where no MNIST is."""
     folder = tmp_path / "scripts"
     folder.mkdir()
-    for name in os.listdir(HERE):
+    for name in os.listdir(ROOT):
         if name.endswith(".py"):
-            shutil.copy(os.path.join(HERE, name), folder)
-    shutil.copytree(os.path.join(HERE, "weights"), folder / "weights")
+            shutil.copy(os.path.join(ROOT, name), folder)
+    shutil.copytree(os.path.join(ROOT, "weights"), folder / "weights")
     return folder
 
 
@@ -98,7 +98,7 @@ def test_timing_without_mnist_and_network(without, scripts_alone):
 
 
 def test_help_needs_nothing(without):
-    for name in os.listdir(HERE):
+    for name in os.listdir(ROOT):
         if name.endswith("MNIST.py") or name in ("MNISTshowFeat.py", "InfMNISTcudaRT.py"):
             out, _ = run(name, "--help", env=without("torch", "numpy", OPTIONAL))
             assert "--debug" in out

@@ -9,9 +9,9 @@ import fuzz_files
 import pytest
 import torch
 
+from mnist.errors import MNISTError, UnavailableError
 from MNISTfold import fold
 from MNISTmodel import Net
-from MNISTscript import MNISTError, UnavailableError
 from MNISTweights import load_network, save_weights
 
 

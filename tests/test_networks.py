@@ -12,11 +12,11 @@ import torch
 from scripts import run
 
 import MNISTengine
+from mnist.errors import MNISTError, UnavailableError
 from MNISTdsource import normalise
 from MNISTfold import Normalised, channels_last, fold
 from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
 from MNISTonnx import check_onnx, onnx_bytes
-from MNISTscript import MNISTError, UnavailableError
 from MNISTtensorrt import build_engine
 from MNISTtraining import Recipe, new_network, train
 from MNISTweights import (

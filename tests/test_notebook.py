@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from MNISTscript import HERE
+from mnist.files import ROOT
 
 pytest.importorskip("nbclient", reason="pip install -r requirements/test.txt")
 pytest.importorskip("ipykernel", reason="pip install -r requirements/test.txt")
 
-DOCS = os.path.join(HERE, "docs")
+DOCS = os.path.join(ROOT, "docs")
 sys.path.insert(0, DOCS)
 import run_notebook  # noqa: E402
 
@@ -76,7 +76,7 @@ def test_it_says_the_same_when_run_again(committed, mnist_dir, monkeypatch):
 
 @pytest.mark.slow
 def test_it_runs_on_generated_digits(monkeypatch):
-    if len(os.listdir(os.path.join(HERE, "data"))) > 1:
+    if len(os.listdir(os.path.join(ROOT, "data"))) > 1:
         pytest.skip("data/ holds MNIST, which it would take")
     monkeypatch.delenv("MNIST_DATA", raising=False)
     again = run({"https_proxy": "http://127.0.0.1:9"}, monkeypatch)  # nothing can be fetched

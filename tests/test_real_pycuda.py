@@ -49,10 +49,10 @@ def run_on_pycuda(code, **settings):
 
 def test_the_machine_as_pycuda_sees_it():
     assert run_on_pycuda("""
-import MNISTmachine
+import mnist.machine
 assert PycudaMemory.missing() is None
 assert find_gpu() == ("Fake GPU", "5.3") and choose_memory() is PycudaMemory
-record = MNISTmachine.machine_record()
+record = mnist.machine.machine_record()
 print(record["pycuda"], record["gpu"], record["compute_capability"])
 """) == "2026.1 Fake GPU 5.3"
 
@@ -63,9 +63,9 @@ print(record["pycuda"], record["gpu"], record["compute_capability"])
 ])
 def test_what_is_missing_is_said(settings, reason):
     assert run_on_pycuda("""
-import pycuda.driver, MNISTmachine
+import pycuda.driver, mnist.machine
 print(PycudaMemory.missing())
-assert MNISTmachine.machine_record()["gpu"] is None
+assert mnist.machine.machine_record()["gpu"] is None
 """, **settings).startswith(reason)
 
 

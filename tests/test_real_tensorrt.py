@@ -17,7 +17,8 @@ import watched
 from fake_tensorrt import Device, fake_pycuda
 from real_tensorrt import VERSIONS, environment, hold, hold_stand_in, surface
 
-from MNISTscript import HERE, MNISTError
+from mnist.errors import MNISTError
+from mnist.files import ROOT
 
 pytestmark = pytest.mark.bindings
 
@@ -171,7 +172,7 @@ def test_a_stand_in_that_claims_too_much_is_noticed(tamper, reason, monkeypatch)
 def run_on(version, code, libraries=True):
     """Run Python code in a process that has the real bindings; gives (status, stdout, stderr)."""
     done = subprocess.run([sys.executable, "-c", code], env=environment(version, libraries),
-                          cwd=HERE, capture_output=True, text=True, timeout=300)
+                          cwd=ROOT, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -215,7 +216,7 @@ def test_the_program_ends_in_one_line_where_tensorrt_cannot_build(fetched, tmp_p
 def test_loading_ends_in_one_line_too(fetched):
     status, out, err = run_on(fetched, """
 import MNISTtensorrt
-from MNISTscript import run_program
+from mnist.cli import run_program
 def main():
     MNISTtensorrt.load_engine(MNISTtensorrt.import_tensorrt(), b"plan")
 run_program(main)

@@ -15,7 +15,7 @@ import time
 import pytest
 from scripts import read_until, refused, run, run_here, start
 
-from MNISTscript import UnavailableError
+from mnist.errors import UnavailableError
 from MNISTtraining import LEARNING_RATES, Recipe
 
 pytest.importorskip("optuna", reason="pip install -r requirements/search.txt")

@@ -88,7 +88,7 @@ def test_graph_has_the_shapes_that_the_server_announces(repository, server):
 
 def test_tensorrt_engines_go_along_where_they_belong_to_these_weights(
         tmp_path, network, model_config, capsys):
-    from MNISTscript import digest
+    from mnist.files import digest
     from MNISTweights import weights_digest
     network = network._replace(path=str(tmp_path / "mine.pth"))
     record = {"weights_sha256": weights_digest(network.net), "tensorrt": "tensorrt",

@@ -15,16 +15,17 @@ from fake_tensorrt import Device, fake_pycuda, fake_torch
 from scripts import run
 
 import InfMNISTcudaRT
+import mnist.machine
 import MNISTenginefile
-import MNISTmachine
 import MNISTtensorrt
 import MNISTweights
+from mnist.errors import MNISTError, UnavailableError
+from mnist.files import ROOT
 from MNISTengine import ENGINES, reference_answers
 from MNISTenginefile import EngineFile, cached_engine, engine_from_file, engine_path
 from MNISTmodel import NETWORKS, Net
 from MNISTonnx import onnx_bytes
 from MNISTprecision import PRECISIONS
-from MNISTscript import HERE, MNISTError, UnavailableError
 from MNISTtensorrt import (
     graph_precision,
     load_engine,
@@ -426,10 +427,10 @@ def test_pycuda_whatever_thread_calls(machine, net, digits, stem):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 def test_the_record_names_the_gpu_that_pycuda_sees(machine, net, stem):
     machine.install("10.3.0")
-    record = MNISTmachine.machine_record()
+    record = mnist.machine.machine_record()
     assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
     assert record["pycuda"] == "2021.1"
-    assert "NVIDIA Tegra X1" in MNISTmachine.describe_machine(record)
+    assert "NVIDIA Tegra X1" in mnist.machine.describe_machine(record)
 
 
 def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, capsys):
@@ -664,7 +665,7 @@ def test_engines_of_two_weights_files_lie_side_by_side(program, machine, net, tm
 
 def test_engines_of_the_shipped_weights_do_not_lie_beside_them(rtx):
     network = load_network(os.path.join(MNISTweights.SHIPPED, "net.pth"))
-    assert engine_path(network.stem, "fp32", (1, 1)) == os.path.join(HERE, "net.rt")
+    assert engine_path(network.stem, "fp32", (1, 1)) == os.path.join(ROOT, "net.rt")
 
 
 @pytest.mark.parametrize("flags", [

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from MNISTscript import HERE
+from mnist.files import ROOT
 
 # What took part in a run is what was imported for it; its version goes into the record.
 LIBRARIES = ("numpy", "torch", "torchvision", "onnxruntime", "openvino", "tensorrt",
@@ -20,7 +20,7 @@ def machine_record():
     record = {
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "argv": [os.path.basename(sys.argv[0])] + sys.argv[1:],
-        "git_commit": run("git", "-C", HERE, "rev-parse", "--short", "HEAD"),
+        "git_commit": run("git", "-C", ROOT, "rev-parse", "--short", "HEAD"),
         "os": operating_system(),
         "python": platform.python_version(),
         "cpu": cpu_name(),

@@ -1,39 +1,18 @@
-"""What all scripts share: errors and exit status, flags, files written whole or not at all.
+"""What all programs share: flags, progress, errors as exit status.
 
-Knows the standard library and nothing else, so that `--help` answers at once.
+Imports the standard library alone, so that `--help` answers at once.
 """
 
 import _thread
 import argparse
 import contextlib
-import hashlib
-import importlib
 import io
-import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-
-
-class MNISTError(Exception):
-    """The work failed. The message is one or two lines that say what and what to do."""
-
-    exit_status = 1
-
-
-class UnavailableError(MNISTError):
-    """The script was asked for something that can't be: a bad flag, a missing engine or file."""
-
-    exit_status = 2
-
-
-def warn(text):
-    """Print one warning line on stderr."""
-    print("warning: " + text, file=sys.stderr, flush=True)
+from mnist.errors import UnavailableError, describe_error
 
 
 def show_progress(done, text=""):
@@ -148,104 +127,6 @@ def report(error):
                                  f"pip install {error.name}")
     print("error: " + describe_error(error), file=sys.stderr)
     return getattr(error, "exit_status", 1)
-
-
-def describe_error(error):
-    """One or two lines for any exception; unforeseen ones say how to see the traceback."""
-    if isinstance(error, MNISTError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    return f"{type(error).__name__}: {error}\n(unforeseen; --debug shows the traceback)"
-
-
-def package_missing(name):
-    """Why a package can't be imported, with the remedy; None where it can."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # broken installations raise much beside ImportError
-        if isinstance(error, ImportError) and error.name == name:
-            return f"{name} is not installed; pip install {name}"
-        return f"{name} can't be imported: " + str(error).strip().split("\n")[0]
-    return None
-
-
-@contextlib.contextmanager
-def write_atomically(path):
-    """Give a binary file that becomes `path` on success and vanishes on any failure.
-
-    It is written under a temporary name in the same folder, flushed to the disk, then renamed: a
-    crash or a kill at any moment leaves the old file or the new one, whole. A pipe or a device is
-    written into as it is.
-    """
-    if is_stream(path):
-        with open(path, "wb") as file:
-            yield file
-        return
-    path = os.path.realpath(path)
-    if os.path.isdir(path):
-        raise UnavailableError(f"{path} is a folder, not a file to write")
-    folder, name = os.path.split(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=name + ".", suffix=".tmp", dir=folder)
-    except OSError as error:
-        raise MNISTError(f"can't write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            raise MNISTError(f"can't write {path}: {error.strerror}") from error
-        raise
-
-
-def is_stream(path):
-    """Whether `path` is a pipe, a device or the like, which can't be replaced by a file."""
-    path = os.path.abspath(path)
-    return os.path.exists(path) and (path.startswith("/dev/") or not (
-        os.path.isfile(path) or os.path.isdir(path)))
-
-
-def check_writable(flag, path):
-    """Raise UnavailableError where the file of a flag can't be written: before the work, not after
-    it. None and "-" (stdout) are fine."""
-    if path in (None, "-") or is_stream(path):
-        return
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        raise UnavailableError(f"{flag} {path} is a folder, not a file")
-    if not os.path.isdir(folder):
-        raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
-
-
-def current_umask():
-    """The process's umask (reading it means setting it)."""
-    umask = os.umask(0o022)
-    os.umask(umask)
-    return umask
-
-
-def digest(content):
-    """SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def save_json(path, record):
-    """Write `record` as JSON to `path`, or to stdout where `path` is "-"."""
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    if path == "-":
-        sys.__stdout__.write(text)
-        return
-    with write_atomically(path) as file:
-        file.write(text.encode())
 
 
 def keep_stdout_for_json(path):

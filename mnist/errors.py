@@ -1,0 +1,41 @@
+"""Errors with exit status, and warnings."""
+
+import importlib
+import sys
+
+
+class MNISTError(Exception):
+    """The work failed. The message is one or two lines that say what and what to do."""
+
+    exit_status = 1
+
+
+class UnavailableError(MNISTError):
+    """The script was asked for something that can't be: a bad flag, a missing engine or file."""
+
+    exit_status = 2
+
+
+def warn(text):
+    """Print one warning line on stderr."""
+    print("warning: " + text, file=sys.stderr, flush=True)
+
+
+def describe_error(error):
+    """One or two lines for any exception; unforeseen ones say how to see the traceback."""
+    if isinstance(error, MNISTError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return f"{type(error).__name__}: {error}\n(unforeseen; --debug shows the traceback)"
+
+
+def package_missing(name):
+    """Why a package can't be imported, with the remedy; None where it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # broken installations raise much beside ImportError
+        if isinstance(error, ImportError) and error.name == name:
+            return f"{name} is not installed; pip install {name}"
+        return f"{name} can't be imported: " + str(error).strip().split("\n")[0]
+    return None

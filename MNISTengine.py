@@ -27,8 +27,8 @@ import MNISTruntimes
 import MNISTtensorrt
 import MNISTtorch
 import MNISTtuning
+from mnist.datasets.image_set import normalise
 from mnist.errors import UnavailableError
-from MNISTdsource import normalise
 
 EngineKind = collections.namedtuple(
     "EngineKind", "name precisions missing open settings on_request")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from MNISTdsource import normalise
+from mnist.datasets.image_set import normalise
 from MNISTmodel import calls
 
 Layer = collections.namedtuple("Layer", "name module filters biases patches")

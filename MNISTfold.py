@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from MNISTdsource import MEAN, STD
+from mnist.datasets.image_set import MEAN, STD
 from MNISTmodel import calls
 
 # What a rewritten network may differ by, in double precision: far below what a wrong fold does.

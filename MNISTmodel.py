@@ -16,7 +16,7 @@ from torch import nn
 class Net(nn.Module):
     """LeNet-style classifier of 28×28 digits, 431,080 parameters: the network of the project.
 
-    Input: float32 (B, 1, 28, 28), normalised as `MNISTdsource.normalise` does. Output: float32
+    Input: float32 (B, 1, 28, 28), normalised as `mnist.datasets.image_set.normalise` does. Output: float32
     (B, 10), the log-probability of each digit. Source: the network of NVIDIA's TensorRT sample
     `network_api_pytorch_mnist`, with the same state-dict keys, so that weights travel both ways.
     """

@@ -10,9 +10,9 @@ import warnings
 import numpy as np
 import torch
 
+from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
-from MNISTdsource import normalise
 from MNISTfold import fold, rounded
 from MNISTprecision import TOLERANCE
 

@@ -11,9 +11,11 @@ import re
 
 import numpy as np
 
+from mnist.datasets.drawing import digit_from_drawing
+from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError
 from mnist.files import ROOT
-from MNISTdsource import digit_from_drawing, load_split, normalise
+from MNISTdsource import load_split
 from MNISThttp import BINARY, HTML
 from MNISTprotocol import RequestError
 

@@ -267,7 +267,9 @@ def save_pictures(options):
 
 def choose_digit(options):
     """The digit to look at, uint8 (28, 28), and what to call it."""
-    from MNISTdsource import DataError, generated_digits, load_split
+    from mnist.datasets.download import DataError
+    from mnist.datasets.fonts import generated_digits
+    from MNISTdsource import load_split
 
     try:
         images, labels = load_split("test", options.data_dir, download=False)

@@ -8,9 +8,9 @@ import functools
 
 import numpy as np
 
+from mnist.datasets.image_set import MEAN, STD, normalise
 from mnist.errors import package_missing
 from MNISTbuffers import CudaBuffers
-from MNISTdsource import MEAN, STD, normalise
 from MNISTtuning import describe_threads, quickest, settings_to_try, threads_asked_for
 
 

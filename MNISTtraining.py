@@ -94,7 +94,7 @@ def augment(x, chance):
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
-    from MNISTdsource import MEAN, STD
+    from mnist.datasets.image_set import MEAN, STD
 
     def uniform(limit, *shape):
         return (torch.rand(len(x), *shape, generator=chance, device=x.device) * 2 - 1) * limit
@@ -194,7 +194,7 @@ def train_epoch(net, recipe, optimiser, digits, epoch, bfloat16, teacher, after_
     """One pass over the training digits in a new random order; gives the mean loss."""
     import torch
 
-    from MNISTdsource import normalise
+    from mnist.datasets.image_set import normalise
     rank, world = group
     images, labels = digits
     device = images.device
@@ -261,7 +261,7 @@ def evaluate(net, digits):
     import torch
     from torch.nn.functional import nll_loss
 
-    from MNISTdsource import normalise
+    from mnist.datasets.image_set import normalise
     net.eval()
     loss, right = 0.0, 0
     with torch.no_grad():

@@ -25,8 +25,10 @@ from PyQt5.QtWidgets import (
     QWidget,
 )
 
+from mnist.datasets.download import DataError
+from mnist.datasets.drawing import digit_from_drawing
 from MNISTcanvas import PEN_WIDTH, PEN_WIDTHS, Canvas, read_picture, to_array, write_picture
-from MNISTdsource import DataError, digit_from_drawing, load_split
+from MNISTdsource import load_split
 
 
 class Worker(QThread):

@@ -19,7 +19,8 @@ import torch
 from matplotlib.patches import Rectangle
 from torch.nn.functional import max_pool2d, relu
 
-from MNISTdsource import generated_digits, normalise
+from mnist.datasets.fonts import generated_digits
+from mnist.datasets.image_set import normalise
 from MNISTweights import load_network
 
 SHOWN = 7  # maps drawn of each layer, one behind the other

@@ -13,6 +13,7 @@ import pytest
 import scripts
 
 import MNISTdsource
+from mnist.datasets import fonts
 from mnist.files import ROOT
 
 SHARED_DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
@@ -102,7 +103,7 @@ def mnist_dir(real_mnist):
 def small_mnist(tmp_path_factory):
     """A folder of few digits in MNIST's files: 1,000 to train on, 300 to test on, generated."""
     return write_mnist(tmp_path_factory.mktemp("small_mnist"), *(
-        MNISTdsource.generated_digits(count, seed=count) for count in (1000, 300)))
+        fonts.generated_digits(count, seed=count) for count in (1000, 300)))
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def digits_enough(tmp_path_factory):
     """The same with a few more digits to train on than are held out: 200, again and again."""
     return write_mnist(tmp_path_factory.mktemp("digits_enough"), *(
         [np.resize(array, (count,) + array.shape[1:])
-         for array in MNISTdsource.generated_digits(200, seed=count)] for count in (10200, 200)))
+         for array in fonts.generated_digits(200, seed=count)] for count in (10200, 200)))
 
 
 def write_mnist(folder, training, test):

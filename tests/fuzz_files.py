@@ -31,8 +31,8 @@ from hypothesis import strategies
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from mnist.datasets.idx import IDX_TYPES, read_idx  # noqa: E402
 from mnist.errors import MNISTError  # noqa: E402
-from MNISTidx import IDX_TYPES, read_idx  # noqa: E402
 
 LINUX = sys.platform == "linux"
 MEMORY = 200 << 20  # bytes above what was held before the first

@@ -24,7 +24,7 @@ MUTATIONS = [
      "test_dsource.py"),
     ("MNISTdsource.py", "if len(images) != len(labels):", "if False:", "test_dsource.py"),
     ("MNISTdsource.py", "if found != SHA256[name]:", "if False:", "test_download.py"),
-    ("MNISTidx.py", '0x0B: ">i2"', '0x0B: "<i2"', "test_dsource.py"),
+    ("mnist/datasets/idx.py", '0x0B: ">i2"', '0x0B: "<i2"', "test_dsource.py"),
     # networks and weights
     ("MNISTmodel.py", "return F.log_softmax(self.fc2(x), dim=1)", "return self.fc2(x)",
      "test_model.py"),

@@ -13,9 +13,10 @@ from scripts import refused, run, start
 
 import MNISTengine
 import MNISTquantize
+from mnist.datasets.fonts import generated_digits
 from mnist.errors import UnavailableError
 from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
-from MNISTdsource import generated_digits, load_split
+from MNISTdsource import load_split
 from MNISTonnx import check_onnx
 from MNISTprecision import judge_answers
 from MNISTweights import SHIPPED, load_network, save_weights

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import MNISTdsource
-import MNISTidx
+from mnist.datasets import download, idx
+from mnist.datasets.download import DataError
 from mnist.files import ROOT
-from MNISTdsource import DataError, load_split
+from MNISTdsource import load_split
 
 NAMES = MNISTdsource.SPLITS["test"]
 FILES = {
@@ -129,14 +130,14 @@ def server(monkeypatch, tmp_path):
     server.asked, server.over = [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/"
     server.mirrors = lambda *faults: monkeypatch.setattr(
-        MNISTdsource, "MIRRORS", tuple(server.url + fault + "/" for fault in faults))
+        download, "MIRRORS", tuple(server.url + fault + "/" for fault in faults))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.delenv("MNIST_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(MNISTdsource, "DEFAULT_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(MNISTdsource, "TIMEOUT", 1)
-    monkeypatch.setattr(MNISTdsource, "SHA256", {
+    monkeypatch.setattr(download, "TIMEOUT", 1)
+    monkeypatch.setattr(download, "SHA256", {
         name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()})
     yield server
     server.over.set()
@@ -187,7 +188,7 @@ def test_a_fault_alone_is_told_with_the_steps_by_hand_and_leaves_nothing(server,
         load_split("test")
     message = str(caught.value)
     assert server.url + fault + "/" + NAMES[0] + ".gz: " in message
-    for name in MNISTdsource.SHA256:
+    for name in download.SHA256:
         assert name + ".gz" in message.split("By hand")[1]
     assert str(tmp_path / "data") in message and "MNIST_DATA" in message
     assert names_in(tmp_path / "data") == []
@@ -223,7 +224,7 @@ def test_a_damaged_file_in_data_is_an_error_not_a_download(server, tmp_path):
     load_split("test")
     (tmp_path / "data" / (NAMES[0] + ".gz")).write_bytes(b"damaged")
     server.asked.clear()
-    with pytest.raises(MNISTidx.IdxError, match=NAMES[0]):
+    with pytest.raises(idx.IdxError, match=NAMES[0]):
         load_split("test")
     assert server.asked == []
 
@@ -232,12 +233,12 @@ def test_no_network_fails_fast(monkeypatch, server):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        monkeypatch.setattr(MNISTdsource, "MIRRORS", (f"http://127.0.0.1:{port}/",) * 3)
-        monkeypatch.setattr(MNISTdsource, "TIMEOUT", 600)
+        monkeypatch.setattr(download, "MIRRORS", (f"http://127.0.0.1:{port}/",) * 3)
+        monkeypatch.setattr(download, "TIMEOUT", 600)
         start = time.monotonic()
         with pytest.raises(DataError, match="refused"):
             load_split("test")
-        assert time.monotonic() - start < MNISTdsource.TIMEOUT / 10  # it didn't wait for an answer
+        assert time.monotonic() - start < download.TIMEOUT / 10  # it didn't wait for an answer
 
 
 def test_a_folder_that_cannot_be_written_says_so(server, tmp_path, monkeypatch):
@@ -266,7 +267,7 @@ def test_progress_is_a_bar_on_a_terminal(server, capsys, monkeypatch):
 DOWNLOADER = """
 import sys
 import MNISTdsource
-import MNISTidx
+import mnist.datasets.idx
 MNISTdsource.MIRRORS = (sys.argv[1],)
 MNISTdsource.DEFAULT_DATA_DIR = sys.argv[2]
 MNISTdsource.SHA256 = dict(pair.split("=") for pair in sys.argv[3:])
@@ -276,7 +277,7 @@ print(len(images), int(labels.sum()))
 
 
 def test_processes_that_download_at_once_do_not_damage_each_other(server, tmp_path):
-    digests = [f"{name}={digest}" for name, digest in MNISTdsource.SHA256.items()]
+    digests = [f"{name}={digest}" for name, digest in download.SHA256.items()]
     command = [sys.executable, "-c", DOWNLOADER, server.url + "good/", str(tmp_path / "data")]
     processes = [subprocess.Popen(command + digests, cwd=ROOT, stdout=subprocess.PIPE)
                  for _ in range(3)]
@@ -287,7 +288,7 @@ def test_processes_that_download_at_once_do_not_damage_each_other(server, tmp_pa
 
 @pytest.mark.mnist
 def test_the_digests_are_those_of_the_real_files(mnist_dir):
-    for name in MNISTdsource.SHA256:
+    for name in download.SHA256:
         path = MNISTdsource.find_file(mnist_dir, name)
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            assert hashlib.sha256(file.read()).hexdigest() == MNISTdsource.SHA256[name]
+            assert hashlib.sha256(file.read()).hexdigest() == download.SHA256[name]

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 
 import MNISTdsource
+from mnist.datasets import download, image_set
+from mnist.datasets.download import DataError
+from mnist.datasets.drawing import digit_from_drawing
+from mnist.datasets.fonts import generated_digits
+from mnist.datasets.idx import IdxError, read_idx
+from mnist.datasets.image_set import normalise
 from mnist.errors import UnavailableError
-from MNISTdsource import (
-    DataError,
-    digit_from_drawing,
-    generated_digits,
-    load_digits,
-    load_split,
-    normalise,
-)
-from MNISTidx import IdxError, read_idx
+from MNISTdsource import load_digits, load_split
 
 FUZZ = int(os.environ.get("FUZZ", 300))  # damaged files
 
@@ -55,7 +53,7 @@ def nowhere(monkeypatch, tmp_path):
     """No test finds MNIST by itself, and none reaches the network."""
     monkeypatch.delenv("MNIST_DATA", raising=False)
     monkeypatch.setattr(MNISTdsource, "DEFAULT_DATA_DIR", str(tmp_path / "default"))
-    monkeypatch.setattr(MNISTdsource, "MIRRORS", ("http://127.0.0.1:9/",))
+    monkeypatch.setattr(download, "MIRRORS", ("http://127.0.0.1:9/",))
 
 
 # --- IDX files ------------------------------------------------------------------------------------
@@ -282,8 +280,8 @@ def test_the_real_mnist(mnist_dir):
         assert images.flags.writeable
         if split == "train":
             scaled = images / 255.0
-            assert round(scaled.mean(), 4) == MNISTdsource.MEAN
-            assert round(scaled.std(), 4) == MNISTdsource.STD
+            assert round(scaled.mean(), 4) == image_set.MEAN
+            assert round(scaled.std(), 4) == image_set.STD
 
 
 def test_normalise():

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
+from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError, UnavailableError
-from MNISTdsource import normalise
 from MNISTonnx import check_onnx, export_onnx, onnx_bytes
 from MNISTprecision import TOLERANCE
 

@@ -8,7 +8,7 @@ from scripts import refused, run
 from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
-from MNISTdsource import normalise
+from mnist.datasets.image_set import normalise
 from MNISTfeatures import FeatureReader
 from MNISTweights import Network, save_weights
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scripts import run
 
+from mnist.datasets.fonts import generated_digits
 from MNISTcuda import MEMORIES, TorchMemory
-from MNISTdsource import generated_digits
 from MNISTengine import ENGINES, reference_answers
 from MNISTenginefile import cached_engine
 from MNISTprecision import TOLERANCE

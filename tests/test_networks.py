@@ -12,8 +12,8 @@ import torch
 from scripts import run
 
 import MNISTengine
+from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError, UnavailableError
-from MNISTdsource import normalise
 from MNISTfold import Normalised, channels_last, fold
 from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
 from MNISTonnx import check_onnx, onnx_bytes

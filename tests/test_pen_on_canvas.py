@@ -5,8 +5,9 @@ import pytest
 import torch
 from windows import draw, ink
 
+from mnist.datasets.drawing import digit_from_drawing
+from mnist.datasets.image_set import normalise
 from MNISTcanvas import Canvas
-from MNISTdsource import digit_from_drawing, normalise
 from MNISTweights import load_network
 
 SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen

@@ -25,7 +25,7 @@ from serving import (
     serving,
 )
 
-from MNISTdsource import normalise
+from mnist.datasets.image_set import normalise
 
 INFER = "/v2/models/net/infer"
 ZERO = np.zeros((1, 28, 28), np.uint8)
@@ -217,7 +217,7 @@ def test_the_page_may_use_only_itself(server):
 
 
 def test_prepared_drawing(server):
-    from MNISTdsource import digit_from_drawing
+    from mnist.datasets.drawing import digit_from_drawing
     drawing = np.zeros((40, 60), np.uint8)
     drawing[5:35, 28:33] = 255
     status, _, body = server.ask("POST", "/page/prepare?width=60&height=40", drawing.tobytes())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scripts import run
 
-from MNISTdsource import normalise
+from mnist.datasets.image_set import normalise
 from MNISTtriton import export_repository
 from MNISTweights import load_network
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from MNISTdsource import digit_from_drawing, load_split, normalise
+from mnist.datasets.drawing import digit_from_drawing
+from mnist.datasets.image_set import normalise
+from MNISTdsource import load_split
 from MNISTmodel import count_multiply_adds, count_parameters
 from MNISTweights import SHIPPED, load_network
 

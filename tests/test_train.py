@@ -14,8 +14,9 @@ from scripts import ROOT, refused, run, run_here, start
 
 import MNISTtraining
 import TrainMNIST
+from mnist.datasets.fonts import generated_digits
+from mnist.datasets.image_set import normalise
 from mnist.errors import UnavailableError
-from MNISTdsource import generated_digits, normalise
 from MNISTmodel import NETWORKS
 from MNISTtraining import Recipe
 from MNISTweights import load_network, trained_path

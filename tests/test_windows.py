@@ -17,7 +17,7 @@ from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place
 import GraphMNIST
 import MNISTcanvas
 import MNISTengine
-from MNISTdsource import digit_from_drawing
+from mnist.datasets.drawing import digit_from_drawing
 from MNISTweights import save_weights
 
 

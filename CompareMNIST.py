@@ -116,7 +116,7 @@ def compare_engines(arguments):
 
 def load_networks(arguments):
     """The networks asked for, each with its weights; what they are is said."""
-    from MNISTweights import load_network
+    from mnist.models.weights import load_network
     names = arguments.network or [None] * len(arguments.weights or [None])
     paths = arguments.weights or [None] * len(names)
     networks = [load_network(path, name, arguments.trust_pickle)

@@ -70,9 +70,9 @@ def main():
         check_writable("--json", arguments.json)
     check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
 
+    from mnist.models.weights import load_network
     from MNISTdsource import load_digits
     from MNISTengine import set_threads
-    from MNISTweights import load_network
     set_threads(arguments.threads)
     network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
     print(f"weights: {network.origin}", file=sys.stderr, flush=True)
@@ -152,7 +152,7 @@ class Workshop:
         if kind not in self.made:
             self.made[kind] = getattr(self, "make_" + kind.replace("+", "_"))()
             if kind != "small":
-                from MNISTweights import save_weights
+                from mnist.models.weights import save_weights
                 save_weights(self.made[kind], self.stem(kind) + ".pth")
                 print(f"saved {self.stem(kind)}.pth", file=sys.stderr, flush=True)
         return self.made[kind]
@@ -177,7 +177,7 @@ class Workshop:
         return cluster(self.net("pruned"), self.arguments.clusters)
 
     def make_small(self):
-        from MNISTweights import load_network
+        from mnist.models.weights import load_network
         try:
             small = load_network(network="small")
         except UnavailableError as error:

@@ -27,9 +27,9 @@ def main():
     keep_stdout_for_json(arguments.json)
     check_writable("--json", arguments.json)
 
+    from mnist.models.weights import load_network
     from MNISTdsource import load_digits
     from MNISTtensorrt import flavour, import_tensorrt
-    from MNISTweights import load_network
 
     deadline = time.perf_counter() + arguments.seconds
     print(flavour(import_tensorrt()), flush=True)

@@ -30,11 +30,11 @@ def main():
         from MNISTplot import check_plot
         check_plot("--mistakes", arguments.mistakes)
 
+    from mnist.models.weights import load_network
     from MNISTdsource import load_digits
     from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTreport import publish
     from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
-    from MNISTweights import load_network
 
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)

@@ -88,7 +88,7 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
     """Open an engine for `net` (any network, left as it is) that takes up to `batch_size` digits.
 
     stem: path, without extension, of the files that some engines keep, named after the weights
-        (see `MNISTweights.Network`); None: nothing is kept.
+        (see `mnist.models.weights.Network`); None: nothing is kept.
     data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
     tuning: try a few settings of the library for a moment each and take the quickest (see
         `MNISTtuning`); False: take the library's defaults.

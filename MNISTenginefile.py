@@ -48,8 +48,8 @@ class EngineFile:
     def __init__(self, net, precision, batches, stem=None, data_dir=None):
         """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
         None: nothing is kept. `data_dir`: of the digits that int8 is calibrated on."""
+        from mnist.models.weights import weights_digest
         from MNISTquantize import network_graph, weights_in_float
-        from MNISTweights import weights_digest
 
         self.trt = import_tensorrt()
         self.net, self.precision, self.batches = net, precision, batches

@@ -2,7 +2,7 @@
 
 A network takes normalised float32 (B, 1, 28, 28) and gives float32 (B, 10) log-probabilities; that
 is the whole contract, for these and for your own (`--network FILE.py:CLASS`). A built-in one is
-recognised from the keys and shapes of its weights alone (see `MNISTweights`).
+recognised from the keys and shapes of its weights alone (see `mnist.models.weights`).
 """
 
 import collections

@@ -13,7 +13,7 @@ import torch
 from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
-from MNISTfold import fold, rounded
+from mnist.models.fold import fold, rounded
 from MNISTprecision import TOLERANCE
 
 OPSET = 13  # the newest that TensorRT 8.0 reads

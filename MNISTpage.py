@@ -141,11 +141,11 @@ def load_page():
 class FirstLayer:
     """The first convolution of a network that reads the digit itself: its filters and maps.
 
-    `layer` is a `MNISTfeatures.Layer`, or None where the network has none.
+    `layer` is a `mnist.models.features.Layer`, or None where the network has none.
     """
 
     def __init__(self, net):
-        from MNISTfeatures import convolutions
+        from mnist.models.features import convolutions
         self.net = net
         self.layer = next((layer for layer in convolutions(net) if layer.filters is not None), None)
 
@@ -154,7 +154,7 @@ class FirstLayer:
         and base64 of bytes, 128 standing for 0."""
         import torch
 
-        from MNISTfeatures import maps_of, watch
+        from mnist.models.features import maps_of, watch
         with torch.no_grad():
             made, _ = watch(self.net, torch.from_numpy(normalise(digit[np.newaxis])))
         maps = maps_of(made, self.layer.module).maps

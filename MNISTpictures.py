@@ -56,7 +56,7 @@ def _rectangle(x, y, width, height):
 def show_maps(digit, layers, maps, shown=10):
     """A digit, and below it the first maps of each layer.
 
-    layers: `MNISTfeatures.Layer`s; maps: their `Maps` of the digit, as `FeatureReader.look` gives.
+    layers: `mnist.models.features.Layer`s; maps: their `Maps` of the digit, as `FeatureReader.look` gives.
     """
     figure = new_figure(9.5, 1.15 * (len(layers) + 1), DPI)
     grid = figure.add_gridspec(len(layers) + 1, shown)

@@ -45,7 +45,7 @@ def int8_graph(net, stem=None, data_dir=None):
     `data_dir`: where MNIST is, as for `load_digits`. Raises UnavailableError where there are no
     training digits.
     """
-    from MNISTweights import weights_digest
+    from mnist.models.weights import weights_digest
     graph = network_graph(net, "fp32")
     wanted = dict(RECIPE, weights_sha256=weights_digest(net), graph_sha256=digest(graph))
     kept = read_kept(stem and stem + "-int8.onnx", wanted)

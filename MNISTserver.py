@@ -44,7 +44,7 @@ Settings = collections.namedtuple(
     "data_dir access_log names workers")
 Settings.__doc__ = """What the server is to be.
 
-networks     {name: MNISTweights.Network}
+networks     {name: mnist.models.weights.Network}
 engines      {name: the engine that runs it}
 device, precision, threads   for all of them
 max_batch    digits in one call of an engine

@@ -46,8 +46,8 @@ def strongest(feature_map):
 
 def open_reader(options):
     """The network with its inner layers, as the flags ask for it."""
-    from MNISTfeatures import FeatureReader
-    from MNISTweights import load_network
+    from mnist.models.features import FeatureReader
+    from mnist.models.weights import load_network
 
     weights = load_network(options.weights, options.network, options.trust_pickle)
     print(f"weights: {weights.origin}", flush=True)
@@ -131,7 +131,7 @@ class LayerTab:
         return box
 
     def set_maps(self, maps):
-        """Show `MNISTfeatures.Maps` in one scale, or nothing for None."""
+        """Show `mnist.models.features.Maps` in one scale, or nothing for None."""
         self.maps = maps
         scale = 0.0 if maps is None else largest(maps.maps)
         self.conv.set_maps(maps and maps.maps, scale)

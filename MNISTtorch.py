@@ -41,13 +41,13 @@ class TorchEngine:
     def __init__(self, net, device, precision, batch_size, threads=None, channels_last=False):
         import torch
 
-        import MNISTfold
+        import mnist.models.fold
         self.torch = torch
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.threads = threads or default_threads()
-        self.net = MNISTfold.rounded(MNISTfold.fold(net), precision).to(device)
+        self.net = mnist.models.fold.rounded(mnist.models.fold.fold(net), precision).to(device)
         if channels_last:
-            self.net = MNISTfold.channels_last(self.net)
+            self.net = mnist.models.fold.channels_last(self.net)
         self.detail = f"torch {torch.__version__}"
         if device != "cpu":
             self.pinned_in = torch.empty((batch_size, 1, 28, 28), dtype=torch.uint8)
@@ -146,8 +146,8 @@ class TorchGraphEngine(CudaBuffers):
     def __init__(self, net, device, precision, batch_size):
         import torch
 
+        from mnist.models.fold import fold, rounded
         from MNISTcuda import TorchMemory
-        from MNISTfold import fold, rounded
         super().__init__(TorchMemory(), batch_size)
         self.torch, self.device, self.precision = torch, device, precision
         self.net = rounded(fold(net), precision).to(device)

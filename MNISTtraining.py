@@ -138,12 +138,12 @@ def dilate(x):
 def new_network(name, make, recipe, device):
     """A network with the random weights of the recipe's seed, on the device.
 
-    `name`, `make`: as `MNISTweights.find_network` gives them.
+    `name`, `make`: as `mnist.models.registry.find_network` gives them.
     """
     import torch
 
-    from MNISTfold import channels_last
-    from MNISTweights import make_network
+    from mnist.models.fold import channels_last
+    from mnist.models.registry import make_network
     torch.manual_seed(recipe.seed)
     return channels_last(make_network(name, make).to(device))
 
@@ -152,7 +152,7 @@ def train(net, recipe, training, watched, teacher=None, optimiser=None, history=
           after_step=None, after_epoch=None, group=(0, 1)):
     """Train `net` in place on the device where the digits lie; gives the history, a dict an epoch.
 
-    net: as `new_network` gives it; a loaded one is quicker after `MNISTfold.channels_last`.
+    net: as `new_network` gives it; a loaded one is quicker after `mnist.models.fold.channels_last`.
     training, watched: digits as `load_tensors` gives them; accuracy and loss are those on the
         watched ones, seconds those of the epoch with reading them.
     teacher: a network whose answers are learnt along with the labels: distillation. Source: Hinton,
@@ -164,7 +164,7 @@ def train(net, recipe, training, watched, teacher=None, optimiser=None, history=
         seed and takes its part of every batch; batch norm sees that part alone and keeps the
         averages of process 0, the only one that has a history and calls `after_epoch`.
     """
-    from MNISTfold import channels_last
+    from mnist.models.fold import channels_last
     device = training[0].device
     prepare_device(device)
     net.to(device)

@@ -15,9 +15,9 @@ import numpy as np
 
 from mnist.errors import MNISTError, UnavailableError, package_missing, warn
 from mnist.files import digest
+from mnist.models.weights import weights_digest
 from MNISTonnx import check_onnx
 from MNISTquantize import network_graph
-from MNISTweights import weights_digest
 
 PRECISIONS = ("fp32", "int8")
 MAX_BATCH = 64
@@ -84,7 +84,7 @@ with, which config.pbtxt doesn't know: take the Triton whose TensorRT is that on
 
 
 def export_repository(folder, networks):
-    """Write a repository of {name: MNISTweights.Network} to a new or empty `folder`, whole or not
+    """Write a repository of {name: mnist.models.weights.Network} to a new or empty `folder`, whole or not
     at all; prints what is in it.
 
     Raises UnavailableError where `folder` isn't empty or onnx isn't installed, MNISTError where a

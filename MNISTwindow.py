@@ -82,7 +82,7 @@ class DigitWindow(QMainWindow):
     `open_network()` is called once in the worker thread. It returns an object with two methods,
     called there too: `look(digit)`, for uint8 (28, 28), whose result goes to the panel, and
     `read(images)`, for uint8 (B, 28, 28), B <= its `batch_size`, which returns the digits read;
-    its `weights`, a `MNISTweights.Network`, go into the title.
+    its `weights`, a `mnist.models.weights.Network`, go into the title.
 
     `panel.opened(network)` is called when that has returned, and `panel.show(digit, label, result)`
     whenever the drawing has changed: the uint8 (28, 28) that the network received or None, the true

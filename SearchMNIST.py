@@ -132,8 +132,8 @@ class Plan:
     """What the flags ask for: the space of settings, the points in it, and how one is trained."""
 
     def __init__(self, arguments):
+        from mnist.models.registry import find_network, variants_of
         from MNISTsearch import RANGES, RATES, default_point, grid_points
-        from MNISTweights import find_network, variants_of
         self.kind, self.arguments = arguments.kind, arguments
         self.name, _ = find_network(arguments.network)
         self.options, self.variant = variants_of(arguments.network)
@@ -232,8 +232,8 @@ class Trainer:
 
     def train(self, settings, seed, after_epoch=None):
         """(network, history); the history ends early where the training diverged."""
+        from mnist.models.registry import find_network
         from MNISTtraining import new_network, train
-        from MNISTweights import find_network
         network, recipe = self.plan.recipe(settings, seed)
         net = new_network(*find_network(network), recipe=recipe, device=self.device)
         made = []

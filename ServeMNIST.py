@@ -82,8 +82,8 @@ def milliseconds(text):
 
 
 def load_models(options):
-    """{name: MNISTweights.Network} of what is to be served."""
-    from MNISTweights import default_weights, load_network
+    """{name: mnist.models.weights.Network} of what is to be served."""
+    from mnist.models.weights import default_weights, load_network
 
     models = collections.OrderedDict()
     if options.model:
@@ -117,7 +117,7 @@ def main():
 
 
 def serve_models(options, networks, sock):
-    """Serve {name: MNISTweights.Network} on a socket as the options say, until told to stop."""
+    """Serve {name: mnist.models.weights.Network} on a socket as the options say, until told to stop."""
     from MNISTbatching import choose_engine
     from MNISTengine import choose_device, set_threads
     from MNISTserver import Settings, serve

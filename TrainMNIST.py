@@ -137,8 +137,9 @@ def process_group(device):
 
 def run_training(arguments, device, group):
     """The whole job: data, network, epochs, weights, record."""
+    from mnist.models.registry import find_network
+    from mnist.models.weights import load_network, save_weights
     from MNISTengine import set_threads
-    from MNISTweights import find_network, load_network, save_weights
 
     rank, world = group
     name, make = find_network(arguments.network)
@@ -196,8 +197,8 @@ def run_training(arguments, device, group):
 def choose_files(arguments, name):
     """Set --output and --json where they weren't given, and find out before the training, not
     after it, that one of the files can't be written."""
+    from mnist.models.weights import trained_path
     from MNISTplot import check_plot
-    from MNISTweights import trained_path
     if arguments.output is None:
         stem, extension = os.path.splitext(trained_path(name))
         arguments.output = stem + ("-validate" if arguments.validate else "") + extension
@@ -269,7 +270,7 @@ def save_state(path, settings, net, optimiser, history):
     The optimiser's settings follow from the recipe, and numbers that aren't tensors go as text:
     torch 1.13 refuses a float in a file that it may run no code of.
     """
-    from MNISTweights import write_pickle
+    from mnist.models.weights import write_pickle
     write_pickle({"settings": json.dumps(settings), "history": json.dumps(history),
                   "net": net.state_dict(), "optimiser": optimiser.state_dict()["state"]}, path)
 
@@ -279,7 +280,7 @@ def resume(path, settings, net, optimiser):
 
     What the settings say must be the same for the run to end with the same weights.
     """
-    from MNISTweights import read_pickle
+    from mnist.models.weights import read_pickle
     if not os.path.exists(path):
         raise UnavailableError(f"--resume: there is no unfinished run {path}")
     state = read_pickle(path, trust_pickle=False)

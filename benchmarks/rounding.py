@@ -48,8 +48,8 @@ def main():
 
 def networks(arguments):
     """The network asked for, else every one that is shipped."""
+    from mnist.models.weights import SHIPPED, load_network
     from MNISTmodel import NETWORKS
-    from MNISTweights import SHIPPED, load_network
     if arguments.network or arguments.weights:
         return [load_network(arguments.weights, arguments.network)]
     paths = [os.path.join(SHIPPED, name + ".pth") for name in NETWORKS]
@@ -88,7 +88,7 @@ def grey_level_answers(net, images):
 
 def half(net):
     """The network as fp16 engines compute it."""
-    from MNISTfold import fold, rounded
+    from mnist.models.fold import fold, rounded
     return rounded(fold(net), "fp16")
 
 
@@ -97,7 +97,7 @@ def tf32(net):
     import torch
     from torch import nn
 
-    from MNISTfold import fold
+    from mnist.models.fold import fold
     net = fold(net)
 
     def round_to_tf32(x):

@@ -25,8 +25,8 @@ def main():
                         help="for all the settings of one engine together (default: 5)")
     arguments = parser.parse_args()
 
+    from mnist.models.weights import load_network
     from MNISTengine import ENGINES, set_threads, why_not
-    from MNISTweights import load_network
     set_threads(arguments.threads)
     network = load_network(arguments.weights, arguments.network)
     for name, kind in ENGINES.items():

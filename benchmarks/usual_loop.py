@@ -84,9 +84,9 @@ def our_training(data_dir, threads, epochs):
 
 def compare_inference(data_dir):
     """The 10,000 test digits by the usual loop and by our engines, in turns; medians."""
+    from mnist.models.weights import load_network
     from MNISTdsource import load_split
     from MNISTengine import open_engine, why_not
-    from MNISTweights import load_network
     net = load_network().net
     images, _ = load_split("test", data_dir)
     names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]

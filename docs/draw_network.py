@@ -21,7 +21,7 @@ from torch.nn.functional import max_pool2d, relu
 
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import normalise
-from MNISTweights import load_network
+from mnist.models.weights import load_network
 
 SHOWN = 7  # maps drawn of each layer, one behind the other
 

@@ -247,7 +247,7 @@ def fuzz_idx(number):
 def fuzz_weights(number):
     """Throw damaged weights files at the loader; returns the Fuzzer, for its counts."""
 
-    from MNISTweights import load_network
+    from mnist.models.weights import load_network
     warnings.simplefilter("ignore")  # torch's own, about odd pickle protocols
     return Fuzzer(load_network).run(weights_recipes, build_weights, number)
 

@@ -17,8 +17,8 @@ import MNISTplot
 import MNISTreport
 import MNISTtorch
 from mnist.errors import MNISTError, UnavailableError
+from mnist.models.weights import SHIPPED, save_weights
 from MNISTtiming import empty_row, make_record
-from MNISTweights import SHIPPED, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 

@@ -15,11 +15,11 @@ import MNISTengine
 import MNISTquantize
 from mnist.datasets.fonts import generated_digits
 from mnist.errors import UnavailableError
+from mnist.models.weights import SHIPPED, load_network, save_weights
 from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
 from MNISTdsource import load_split
 from MNISTonnx import check_onnx
 from MNISTprecision import judge_answers
-from MNISTweights import SHIPPED, load_network, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 

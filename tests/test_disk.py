@@ -10,8 +10,8 @@ import pytest
 import torch
 from scripts import refused, run
 
+from mnist.models.weights import SHIPPED, load_network, save_weights
 from MNISTmodel import Net
-from MNISTweights import SHIPPED, load_network, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 

@@ -13,10 +13,10 @@ import MNISTruntimes
 import MNISTtorch
 import MNISTtuning
 from mnist.errors import UnavailableError, package_missing
+from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
 from MNISTmodel import Net
 from MNISTprecision import PRECISIONS, TOLERANCE, judge_answers
-from MNISTweights import SHIPPED, load_network
 
 
 @pytest.fixture

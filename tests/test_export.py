@@ -63,8 +63,8 @@ def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
 @pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_answers_on_real_digits(mnist_dir, tmp_path, precision):
+    from mnist.models.weights import load_network
     from MNISTdsource import load_split
-    from MNISTweights import load_network
     net = load_network().net
     images, _ = load_split("test", mnist_dir)
     export_onnx(net, tmp_path / "net.onnx", precision, images)

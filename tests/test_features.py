@@ -9,8 +9,8 @@ from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
 from mnist.datasets.image_set import normalise
-from MNISTfeatures import FeatureReader
-from MNISTweights import Network, save_weights
+from mnist.models.features import FeatureReader
+from mnist.models.weights import Network, save_weights
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from scripts import run
 
 from mnist.datasets.fonts import generated_digits
+from mnist.models.weights import SHIPPED, load_network
 from MNISTcuda import MEMORIES, TorchMemory
 from MNISTengine import ENGINES, reference_answers
 from MNISTenginefile import cached_engine
 from MNISTprecision import TOLERANCE
 from MNISTtensorrt import tensorrt_missing
 from MNISTtiming import Stopwatch, take_turns
-from MNISTweights import SHIPPED, load_network
 
 MISSING = tensorrt_missing()
 WEIGHTS = os.path.join(SHIPPED, "net.pth")

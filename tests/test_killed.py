@@ -16,8 +16,8 @@ import pytest
 import torch
 from scripts import read_until, run, start
 
+from mnist.models.weights import load_network, save_weights
 from MNISTmodel import Net
-from MNISTweights import load_network, save_weights
 
 KILLS = int(os.environ.get("KILLS", 2))
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mnist.errors import MNISTError, UnavailableError
-from MNISTfold import fold
+from mnist.models.fold import fold
+from mnist.models.weights import load_network, save_weights
 from MNISTmodel import Net
-from MNISTweights import load_network, save_weights
 
 
 class RunsCode:
@@ -122,9 +122,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path, torch_save):
 @heeds_pickle_module
 def test_without_weights_only_nothing_is_run_either(net, tmp_path, torch_save, monkeypatch):
     """torch before 1.13 has no weights_only: our own unpickler stands in."""
-    import MNISTweights
+    from mnist.models import weights
     torch_load = torch.load
-    monkeypatch.setattr(MNISTweights, "HAS_WEIGHTS_ONLY", False)
+    monkeypatch.setattr(weights, "HAS_WEIGHTS_ONLY", False)
     monkeypatch.setattr(torch, "load", lambda *args, **named: torch_load(
         *args, weights_only=False, **named))
     evil = torch_save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")

@@ -14,19 +14,13 @@ from scripts import run
 import MNISTengine
 from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError, UnavailableError
-from MNISTfold import Normalised, channels_last, fold
+from mnist.models.fold import Normalised, channels_last, fold
+from mnist.models.registry import find_network, make_network
+from mnist.models.weights import SHIPPED, load_network, save_weights, trained_path
 from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
 from MNISTonnx import check_onnx, onnx_bytes
 from MNISTtensorrt import build_engine
 from MNISTtraining import Recipe, new_network, train
-from MNISTweights import (
-    SHIPPED,
-    find_network,
-    load_network,
-    make_network,
-    save_weights,
-    trained_path,
-)
 
 OWN = own_networks.__file__
 ALL = [kind.__name__ for kind in own_networks.NETWORKS]
@@ -260,7 +254,7 @@ def test_a_built_in_network_is_known_by_its_weights(tmp_path, name):
 
 def test_what_you_trained_comes_before_what_is_shipped(tmp_path, monkeypatch):
     shipped = os.path.join(SHIPPED, "net.pth")
-    monkeypatch.setattr("MNISTweights.HERE", str(tmp_path))
+    monkeypatch.setattr("mnist.models.weights.HERE", str(tmp_path))
     assert trained_path("net") == str(tmp_path / "NetMNIST.pth")
     assert load_network().path == shipped
     assert load_network().stem == str(tmp_path / "net")  # nothing is written into weights/

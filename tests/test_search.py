@@ -21,7 +21,7 @@ from MNISTtraining import LEARNING_RATES, Recipe
 pytest.importorskip("optuna", reason="pip install -r requirements/search.txt")
 
 import MNISTsearch  # noqa: E402
-from MNISTweights import find_network, variants_of  # noqa: E402
+from mnist.models.registry import find_network, variants_of  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

@@ -37,7 +37,7 @@ def expected():
     """Function: the shipped network's log-probabilities of digits, by torch, nothing folded."""
     import torch
 
-    from MNISTweights import load_network
+    from mnist.models.weights import load_network
     net = load_network(network="net").net
 
     def answers(digits):

@@ -9,8 +9,8 @@ import pytest
 from scripts import run
 
 from mnist.datasets.image_set import normalise
+from mnist.models.weights import load_network
 from MNISTtriton import export_repository
-from MNISTweights import load_network
 
 pytest.importorskip("onnx", reason="onnx isn't installed")
 
@@ -89,7 +89,7 @@ def test_graph_has_the_shapes_that_the_server_announces(repository, server):
 def test_tensorrt_engines_go_along_where_they_belong_to_these_weights(
         tmp_path, network, model_config, capsys):
     from mnist.files import digest
-    from MNISTweights import weights_digest
+    from mnist.models.weights import weights_digest
     network = network._replace(path=str(tmp_path / "mine.pth"))
     record = {"weights_sha256": weights_digest(network.net), "tensorrt": "tensorrt",
               "tensorrt_version": "10.3.0", "gpu": "a GPU", "precision": "fp16",

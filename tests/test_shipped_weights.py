@@ -11,9 +11,9 @@ import torch
 
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.image_set import normalise
+from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
 from MNISTmodel import count_multiply_adds, count_parameters
-from MNISTweights import SHIPPED, load_network
 
 SIZE, MARGIN = 280, 30  # pixels of a drawing: the digit's longer side, and the border
 PEN_WIDTH = 28  # pixels: a tenth of the digit, two of its 20 pixels, as MNIST's strokes are

@@ -16,11 +16,12 @@ from scripts import run
 
 import InfMNISTcudaRT
 import mnist.machine
+import mnist.models.weights
 import MNISTenginefile
 import MNISTtensorrt
-import MNISTweights
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT
+from mnist.models.weights import load_network, save_weights
 from MNISTengine import ENGINES, reference_answers
 from MNISTenginefile import EngineFile, cached_engine, engine_from_file, engine_path
 from MNISTmodel import NETWORKS, Net
@@ -33,7 +34,6 @@ from MNISTtensorrt import (
     process_log,
     tensorrt_missing,
 )
-from MNISTweights import load_network, save_weights
 
 FP16_TOLERANCE = 0.1
 
@@ -645,7 +645,7 @@ def test_program_builds_only(program, rtx, stem, capsys):
 
 
 def test_program_builds_only_but_cannot_save(program, rtx, stem, monkeypatch):
-    monkeypatch.setattr(MNISTweights.Network, "stem", "/proc/none/NetMNIST")
+    monkeypatch.setattr(mnist.models.weights.Network, "stem", "/proc/none/NetMNIST")
     with pytest.raises(MNISTError, match="could not be saved"):
         program("--build-only")
 
@@ -664,7 +664,7 @@ def test_engines_of_two_weights_files_lie_side_by_side(program, machine, net, tm
 
 
 def test_engines_of_the_shipped_weights_do_not_lie_beside_them(rtx):
-    network = load_network(os.path.join(MNISTweights.SHIPPED, "net.pth"))
+    network = load_network(os.path.join(mnist.models.weights.SHIPPED, "net.pth"))
     assert engine_path(network.stem, "fp32", (1, 1)) == os.path.join(ROOT, "net.rt")
 
 

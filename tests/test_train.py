@@ -17,9 +17,9 @@ import TrainMNIST
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import normalise
 from mnist.errors import UnavailableError
+from mnist.models.weights import load_network, trained_path
 from MNISTmodel import NETWORKS
 from MNISTtraining import Recipe
-from MNISTweights import load_network, trained_path
 
 
 @pytest.fixture

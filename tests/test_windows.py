@@ -18,7 +18,7 @@ import GraphMNIST
 import MNISTcanvas
 import MNISTengine
 from mnist.datasets.drawing import digit_from_drawing
-from MNISTweights import save_weights
+from mnist.models.weights import save_weights
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class FeatureReader:
     batch_size = 64
 
     def __init__(self, weights):
-        """`weights`: a `MNISTweights.Network`."""
+        """`weights`: a `mnist.models.weights.Network`."""
         self.weights, self.net = weights, weights.net
         self.layers = convolutions(self.net)
 

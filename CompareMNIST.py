@@ -76,8 +76,8 @@ def parse_arguments():
 
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
+    from mnist.engines.registry import reference_answers, set_threads
     from MNISTdsource import load_digits
-    from MNISTengine import reference_answers, set_threads
     from MNISTreport import add_speed_ups, format_comparison, publish
     from MNISTtiming import OtherPrograms, make_record, take_turns
 
@@ -133,7 +133,7 @@ def wanted_engines(arguments):
 
     Raises UnavailableError where nothing that was asked for by name can be had.
     """
-    from MNISTengine import ENGINES, why_not
+    from mnist.engines.registry import ENGINES, why_not
     for name in arguments.engine or []:
         why_not(name)  # raises for a name that no engine has
     wanted = [(kind.name, device, precision)
@@ -154,9 +154,9 @@ def wanted_engines(arguments):
 def start(network, images, combination, batch_size, memory, options):
     """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had.
 
-    `options`: see `MNISTengine.open_engine`.
+    `options`: see `mnist.engines.registry.open_engine`.
     """
-    from MNISTengine import open_engine, why_not
+    from mnist.engines.registry import open_engine, why_not
     from MNISTtiming import Stopwatch, empty_row
     name, device, precision = combination
     facts = {"network": network.name, "weights": network.origin}

@@ -70,9 +70,9 @@ def main():
         check_writable("--json", arguments.json)
     check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
 
+    from mnist.engines.registry import set_threads
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
-    from MNISTengine import set_threads
     set_threads(arguments.threads)
     network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
     print(f"weights: {network.origin}", file=sys.stderr, flush=True)
@@ -189,8 +189,8 @@ class Workshop:
 
     def graph(self, kind, precision):
         """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""
+        from mnist.engines.int8 import network_graph
         from mnist.files import write_atomically
-        from MNISTquantize import network_graph
         graph = network_graph(self.net(kind), precision, self.stem(kind), self.arguments.data_dir)
         if precision == "fp16":
             with write_atomically(f"{self.stem(kind)}-fp16.onnx") as file:
@@ -213,9 +213,9 @@ def make_rows(workshop, rows, test):
 
 def make_row(workshop, name, test, rows):
     """Make one network and give its row: its size, and its answers to the test digits."""
+    from mnist.engines.runtimes import OnnxRuntimeEngine
     from MNISTcompress import count_non_zero, ideal_bytes
     from MNISTmodel import count_multiply_adds, count_parameters
-    from MNISTruntimes import OnnxRuntimeEngine
     from MNISTtiming import in_batches
     kind, precision = METHODS[name]
     started = time.perf_counter()
@@ -250,7 +250,7 @@ def make_row(workshop, name, test, rows):
 
 def add_times(workshop, rows, images):
     """Time every row on this machine's engines, in turns."""
-    from MNISTengine import ENGINES, open_engine, why_not
+    from mnist.engines.registry import ENGINES, open_engine, why_not
     from MNISTtiming import Stopwatch, take_turns
     stopwatches = []
     wanted = [(row, kind.name, device, batch_size) for row in rows for kind in ENGINES.values()

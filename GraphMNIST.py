@@ -22,8 +22,8 @@ class Reader:
     def __init__(self, options):
         import numpy as np
 
+        from mnist.engines.registry import choose_device, open_engine, set_threads
         from mnist.models.weights import load_network
-        from MNISTengine import choose_device, open_engine, set_threads
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
         self.weights = load_network(options.weights, options.network, options.trust_pickle)

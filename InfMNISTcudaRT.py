@@ -27,9 +27,9 @@ def main():
     keep_stdout_for_json(arguments.json)
     check_writable("--json", arguments.json)
 
+    from mnist.engines.trt import flavour, import_tensorrt
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
-    from MNISTtensorrt import flavour, import_tensorrt
 
     deadline = time.perf_counter() + arguments.seconds
     print(flavour(import_tensorrt()), flush=True)
@@ -73,7 +73,7 @@ def parse_arguments():
 
 def check_gpu(arguments):
     """Raise UnavailableError where engines can't run: before minutes go into building one."""
-    from MNISTengine import why_not
+    from mnist.engines.registry import why_not
     for precision in arguments.precision:
         reason = why_not("tensorrt", "cuda", precision, memory=arguments.memory)
         if reason:
@@ -92,7 +92,7 @@ def wanted_engines(arguments):
 
 def build(arguments, network, images):
     """Bring every engine asked for up to date."""
-    from MNISTenginefile import EngineFile
+    from mnist.engines.trt_cache import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
     for precision, batches in collections.OrderedDict.fromkeys(wanted):
         engine_file = EngineFile(network.net, precision, batches, network.stem)
@@ -106,7 +106,7 @@ def build(arguments, network, images):
 
 def time_engines(arguments, network, digits, deadline):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
-    from MNISTengine import reference_answers
+    from mnist.engines.registry import reference_answers
     from MNISTreport import publish
     from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
 
@@ -130,8 +130,8 @@ def time_engines(arguments, network, digits, deadline):
 
 def open_engines(arguments, network, images):
     """Yield one opened engine after the other, with the path of its file."""
-    from MNISTengine import open_engine
-    from MNISTenginefile import engine_from_file, engine_path
+    from mnist.engines.registry import open_engine
+    from mnist.engines.trt_cache import engine_from_file, engine_path
     if arguments.engine:
         for batch_size in arguments.batch_size or [None]:
             yield engine_from_file(arguments.engine, arguments.precision[0], batch_size,
@@ -149,7 +149,7 @@ def open_engines(arguments, network, images):
 
 def trtexec_line(path, batch_size):
     """The command with which NVIDIA's own tool times the same engine."""
-    from MNISTtensorrt import import_tensorrt
+    from mnist.engines.trt import import_tensorrt
     tool = "trtexec" if import_tensorrt().__name__ == "tensorrt" else "tensorrt_rtx"
     return f"{tool} --loadEngine={shlex.quote(path)} --shapes=image:{batch_size}x1x28x28"
 

@@ -30,9 +30,9 @@ def main():
         from MNISTplot import check_plot
         check_plot("--mistakes", arguments.mistakes)
 
+    from mnist.engines.registry import choose_device, open_engine, reference_answers, set_threads
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
-    from MNISTengine import choose_device, open_engine, reference_answers, set_threads
     from MNISTreport import publish
     from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
 

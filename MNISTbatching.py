@@ -19,9 +19,9 @@ import numpy as np
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
+from mnist.engines.precision import judge_answers
+from mnist.engines.registry import ENGINES, open_engine, reference_answers, why_not
 from mnist.errors import MNISTError, UnavailableError
-from MNISTengine import ENGINES, open_engine, reference_answers, why_not
-from MNISTprecision import judge_answers
 from MNISTprotocol import RequestError
 
 LONGEST_TURN = 0.05  # seconds in which nothing but batches is computed

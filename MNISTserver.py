@@ -14,9 +14,9 @@ import time
 import prometheus_client
 import prometheus_client.multiprocess
 
+from mnist.engines.registry import set_threads
 from mnist.errors import warn
 from MNISTbatching import Batcher, Engines, Job, Metrics
-from MNISTengine import set_threads
 from MNISThttp import BINARY, HttpServer
 from MNISTpage import FirstLayer, PageRoutes
 from MNISTprotocol import (

@@ -12,9 +12,9 @@ import os
 import time
 
 from mnist.cli import show_progress, work_to_keep
+from mnist.engines.precision import judge_answers
 from mnist.errors import describe_error
 from mnist.machine import machine_record
-from MNISTprecision import judge_answers
 
 # Calls that aren't timed, at least, by device: as an engine is opened, and before each of its
 # turns, since another engine has used the caches meanwhile. A GPU that was idle has lowered its
@@ -157,7 +157,7 @@ class Stopwatch:
     def row(self, labels, reference, repeat=None):
         """The engine's row of the record.
 
-        labels (N,), reference float32 (N, 10), see `MNISTengine.reference_answers`. `repeat`: so
+        labels (N,), reference float32 (N, 10), see `mnist.engines.registry.reference_answers`. `repeat`: so
         many passes were asked for, and all of them are reported.
         """
         engine = self.engine

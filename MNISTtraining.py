@@ -301,7 +301,7 @@ def trains_in_bfloat16(net):
 def has_bfloat16(device):
     """Whether the processor itself computes in bfloat16: a GPU from Ampere on, a CPU whose oneDNN
     is quick at it."""
-    from MNISTtorch import bfloat16_missing
+    from mnist.engines.pytorch import bfloat16_missing
     return not bfloat16_missing(device)
 
 
@@ -320,7 +320,7 @@ def prepare_device(device):
     """Make the device quick, its answers reproducible and its float32 just that."""
     import torch
     if device.type == "cuda":
-        from MNISTtorch import allow_tf32
+        from mnist.engines.pytorch import allow_tf32
         allow_tf32(torch, False)
         torch.backends.cudnn.deterministic = True
     elif sys.platform == "linux":

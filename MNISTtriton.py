@@ -13,11 +13,11 @@ import tempfile
 
 import numpy as np
 
+from mnist.engines.int8 import network_graph
+from mnist.engines.onnx_export import check_onnx
 from mnist.errors import MNISTError, UnavailableError, package_missing, warn
 from mnist.files import digest
 from mnist.models.weights import weights_digest
-from MNISTonnx import check_onnx
-from MNISTquantize import network_graph
 
 PRECISIONS = ("fp32", "int8")
 MAX_BATCH = 64

@@ -54,7 +54,7 @@ RECIPE_OPTIONS = {"augment": (0.0, 1.0), "label_smoothing": (0.0, Recipe().label
 def main():
     arguments = parse_arguments()
     check_files(arguments)
-    from MNISTengine import choose_device, set_threads
+    from mnist.engines.registry import choose_device, set_threads
     from MNISTsearch import storage_failures
     if arguments.worker:
         sys.stdout = open(os.devnull, "w")

@@ -118,8 +118,8 @@ def main():
 
 def serve_models(options, networks, sock):
     """Serve {name: mnist.models.weights.Network} on a socket as the options say, until told to stop."""
+    from mnist.engines.registry import choose_device, set_threads
     from MNISTbatching import choose_engine
-    from MNISTengine import choose_device, set_threads
     from MNISTserver import Settings, serve
     from MNISTworkers import serve_shared
 

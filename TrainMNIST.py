@@ -46,7 +46,7 @@ def main():
     arguments = parse_arguments()
     keep_stdout_for_json(arguments.json)
 
-    from MNISTengine import choose_device
+    from mnist.engines.registry import choose_device
     device = choose_device(arguments.device)
     with process_group(device) as group:
         if group[0] > 0:
@@ -137,9 +137,9 @@ def process_group(device):
 
 def run_training(arguments, device, group):
     """The whole job: data, network, epochs, weights, record."""
+    from mnist.engines.registry import set_threads
     from mnist.models.registry import find_network
     from mnist.models.weights import load_network, save_weights
-    from MNISTengine import set_threads
 
     rank, world = group
     name, make = find_network(arguments.network)

@@ -30,9 +30,9 @@ def main():
     add_flags(parser, "data", "data-dir", "network", "weights", "batch-size", "threads")
     arguments = parser.parse_args()
 
+    from mnist.engines.registry import open_engine, set_threads, why_not
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
-    from MNISTengine import open_engine, set_threads, why_not
     print(f"{set_threads(arguments.threads)} threads")
     net = load_network(arguments.weights, arguments.network).net
     images, _, _ = load_digits("test", arguments.data, arguments.data_dir)

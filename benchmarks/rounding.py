@@ -4,7 +4,7 @@ examples:
   python benchmarks/rounding.py                     the shipped networks, 10,000 digits
   python benchmarks/rounding.py --network mine.py:MyNet --weights MyNet.pth
 
-What it prints stands behind the tolerances in MNISTprecision.py. For every engine of this CPU: the
+What it prints stands behind the tolerances in mnist/engines/precision.py. For every engine of this CPU: the
 largest difference of a log-probability from torch in float32, nothing folded, and how many answers
 are other digits. What only a GPU computes is computed here in its stead: fp16 by torch on the
 CPU, tf32 by rounding what goes into each convolution and linear layer to its 10 bits.
@@ -25,8 +25,8 @@ def main():
                         help="the first N training digits (default: %(default)s)")
     arguments = parser.parse_args()
 
+    from mnist.engines.registry import ENGINES, reference_answers, set_threads, why_not
     from MNISTdsource import load_digits
-    from MNISTengine import ENGINES, reference_answers, set_threads, why_not
     set_threads(arguments.threads)
     images, _, source = load_digits("train", arguments.data, arguments.data_dir, arguments.digits)
     for network in networks(arguments):
@@ -67,7 +67,7 @@ def engine_answers(name, network, precision, images):
     """The answers of one engine, float32 (N, 10)."""
     import numpy as np
 
-    from MNISTengine import open_engine
+    from mnist.engines.registry import open_engine
     from MNISTtiming import in_batches
     engine = open_engine(name, network.net, "cpu", precision, 64, network.stem)
     answers = np.concatenate([engine(batch).copy() for batch in in_batches(images, 64)])

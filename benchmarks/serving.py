@@ -230,8 +230,8 @@ def free_port():
 
 def export(folder):
     """The path of the network as an ONNX file."""
+    from mnist.engines.onnx_export import onnx_bytes
     from mnist.models.weights import load_network
-    from MNISTonnx import onnx_bytes
     path = os.path.join(folder, "net.onnx")
     with open(path, "wb") as file:
         file.write(onnx_bytes(load_network(network="net").net))
@@ -305,7 +305,7 @@ class EngineAlone:
     CODE = """
 import sys, time
 import numpy as np
-from MNISTengine import open_engine, set_threads
+from mnist.engines.registry import open_engine, set_threads
 from mnist.models.weights import load_network
 set_threads(1)
 engine = open_engine(sys.argv[1], load_network(network="net").net, "cpu", batch_size=64)

@@ -25,8 +25,8 @@ def main():
                         help="for all the settings of one engine together (default: 5)")
     arguments = parser.parse_args()
 
+    from mnist.engines.registry import ENGINES, set_threads, why_not
     from mnist.models.weights import load_network
-    from MNISTengine import ENGINES, set_threads, why_not
     set_threads(arguments.threads)
     network = load_network(arguments.weights, arguments.network)
     for name, kind in ENGINES.items():
@@ -42,8 +42,8 @@ def main():
 
 def measure(network, name, precision, batch_size, arguments):
     """Print how quick the setting is that the engine keeps, beside all of its settings."""
-    import MNISTtuning
-    from MNISTengine import open_engine
+    from mnist.engines import tuning
+    from mnist.engines.registry import open_engine
 
     def settings_tried(**how):
         started = time.perf_counter()
@@ -55,12 +55,12 @@ def measure(network, name, precision, batch_size, arguments):
     settings_tried(tuning=False)  # what a library does once as it is first used
     _, untuned = settings_tried(tuning=False)
     (kept, *_), tuned = settings_tried()
-    in_a_moment = {name: getattr(MNISTtuning, name) for name in ("ROUNDS", "LIMIT", "HOPELESS")}
+    in_a_moment = {name: getattr(tuning, name) for name in ("ROUNDS", "LIMIT", "HOPELESS")}
     try:
-        vars(MNISTtuning).update(ROUNDS=10**6, LIMIT=arguments.seconds, HOPELESS=(float("inf"),))
+        vars(tuning).update(ROUNDS=10**6, LIMIT=arguments.seconds, HOPELESS=(float("inf"),))
         at_length, _ = settings_tried()
     finally:
-        vars(MNISTtuning).update(in_a_moment)
+        vars(tuning).update(in_a_moment)
     settings = {key: value for key, value in kept.items() if key != "ms"}
     milliseconds = next(other["ms"] for other in at_length if settings.items() <= other.items())
     best = at_length[0]

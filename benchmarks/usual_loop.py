@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--skip-training", action="store_true", help="compare inference only")
     arguments = parser.parse_args()
 
-    from MNISTengine import set_threads, why_not
+    from mnist.engines.registry import set_threads, why_not
     if why_not("usual-loop"):
         raise UnavailableError(why_not("usual-loop"))
     threads = set_threads(arguments.threads)
@@ -55,9 +55,9 @@ def usual_training_epoch(data_dir):
     import torch
     from torch.nn.functional import nll_loss
 
+    from mnist.engines.pytorch import usual_dataset
     from MNISTdsource import load_split
     from MNISTmodel import Net
-    from MNISTtorch import usual_dataset
     net = Net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     dataset = usual_dataset(*load_split("train", data_dir))
@@ -84,9 +84,9 @@ def our_training(data_dir, threads, epochs):
 
 def compare_inference(data_dir):
     """The 10,000 test digits by the usual loop and by our engines, in turns; medians."""
+    from mnist.engines.registry import open_engine, why_not
     from mnist.models.weights import load_network
     from MNISTdsource import load_split
-    from MNISTengine import open_engine, why_not
     net = load_network().net
     images, _ = load_split("test", data_dir)
     names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]

@@ -12,10 +12,9 @@ import pytest
 from scripts import run, start
 
 import CompareMNIST
-import MNISTengine
 import MNISTplot
 import MNISTreport
-import MNISTtorch
+from mnist.engines import pytorch, registry
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, save_weights
 from MNISTtiming import empty_row, make_record
@@ -196,7 +195,7 @@ def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_p
 
 
 def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist, capsys):
-    class Breaks(MNISTtorch.TorchEngine):
+    class Breaks(pytorch.TorchEngine):
         def compute(self, x):
             if inspect.stack()[2].function == "time_turn":
                 raise RuntimeError("lost the GPU")
@@ -233,9 +232,9 @@ def test_a_real_run(tmp_path, small_mnist):
                    "--device", "cpu", "--seconds", "0", "--no-tuning", "--json", path,
                    "--plot", tmp_path / "plot.png")
     record = json.loads(path.read_text())
-    usable = [(name, precision) for name, kind in MNISTengine.ENGINES.items()
+    usable = [(name, precision) for name, kind in registry.ENGINES.items()
               if not kind.on_request for precision in kind.precisions.get("cpu", ())
-              if MNISTengine.why_not(name, "cpu", precision) is None]
+              if registry.why_not(name, "cpu", precision) is None]
     ran = [row for row in record["rows"] if row["status"] == "ok"]
     assert [(row["engine"], row["precision"], row["batch_size"]) for row in ran] == \
         [(name, precision, batch_size) for name, precision in usable for batch_size in (1, 64)]
@@ -272,13 +271,13 @@ def in_process(monkeypatch, small_mnist, *flags):
 
 def with_engine(monkeypatch, engine, missing=None):
     """Register one engine more, called "other"."""
-    kind = MNISTengine.EngineKind("other", {"cpu": ("fp32",)}, lambda *_, **__: missing, engine,
+    kind = registry.EngineKind("other", {"cpu": ("fp32",)}, lambda *_, **__: missing, engine,
                                   (), False)
-    monkeypatch.setitem(MNISTengine.ENGINES, "other", kind)
+    monkeypatch.setitem(registry.ENGINES, "other", kind)
 
 
 def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
-    class Wrong(MNISTtorch.TorchEngine):
+    class Wrong(pytorch.TorchEngine):
         name = "other"
 
         def __call__(self, images):
@@ -293,7 +292,7 @@ def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, ca
 
 
 def test_an_engine_that_breaks_leaves_the_others_their_rows(monkeypatch, small_mnist, capsys):
-    class Broken(MNISTtorch.TorchEngine):
+    class Broken(pytorch.TorchEngine):
         def __call__(self, images):
             raise RuntimeError("out of\nmemory")
 
@@ -305,8 +304,8 @@ def test_an_engine_that_breaks_leaves_the_others_their_rows(monkeypatch, small_m
 
 def test_an_engine_that_is_missing_keeps_its_row(monkeypatch, small_mnist, capsys):
     with_engine(monkeypatch, None, missing="it is not there; pip install it")
-    monkeypatch.setattr(MNISTengine, "ENGINES", {
-        name: MNISTengine.ENGINES[name] for name in ("torch", "other")})
+    monkeypatch.setattr(registry, "ENGINES", {
+        name: registry.ENGINES[name] for name in ("torch", "other")})
     assert in_process(monkeypatch, small_mnist) == 0
     assert "skipped: it is not there; pip install it" in capsys.readouterr().out
     with pytest.raises(UnavailableError, match="other: it is not there"):

@@ -11,15 +11,14 @@ import pytest
 import torch
 from scripts import refused, run, start
 
-import MNISTengine
-import MNISTquantize
 from mnist.datasets.fonts import generated_digits
+from mnist.engines import int8, registry
+from mnist.engines.onnx_export import check_onnx
+from mnist.engines.precision import judge_answers
 from mnist.errors import UnavailableError
 from mnist.models.weights import SHIPPED, load_network, save_weights
 from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
 from MNISTdsource import load_split
-from MNISTonnx import check_onnx
-from MNISTprecision import judge_answers
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
@@ -31,7 +30,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def graph(shipped, small_mnist):
-    return MNISTquantize.int8_graph(shipped, data_dir=small_mnist)
+    return int8.int8_graph(shipped, data_dir=small_mnist)
 
 
 def onnxruntime_answers(graph, images):
@@ -62,7 +61,7 @@ def test_the_int8_graph_is_what_every_runtime_takes(graph, shipped):
 
 def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
     images, _ = generated_digits(300, seed=5)
-    reference = MNISTengine.reference_answers(shipped, images)
+    reference = registry.reference_answers(shipped, images)
     answers = onnxruntime_answers(graph, images)
     assert (answers.argmax(1) != reference.argmax(1)).mean() < 0.03
 
@@ -70,8 +69,8 @@ def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
 @pytest.mark.mnist
 def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
     images, labels = load_split("test", mnist_dir)
-    reference = MNISTengine.reference_answers(shipped, images)
-    answers = onnxruntime_answers(MNISTquantize.int8_graph(shipped, data_dir=mnist_dir), images)
+    reference = registry.reference_answers(shipped, images)
+    answers = onnxruntime_answers(int8.int8_graph(shipped, data_dir=mnist_dir), images)
     right = (reference.argmax(1) == labels).sum()
     assert (answers.argmax(1) == labels).sum() >= right - 2
     assert judge_answers(answers, reference, "int8")[1] is None
@@ -80,21 +79,21 @@ def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
 @pytest.mark.mnist
 def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir, monkeypatch):
     images = load_split("test", mnist_dir)[0][:1000]
-    reference = MNISTengine.reference_answers(shipped, images)
+    reference = registry.reference_answers(shipped, images)
     black = np.zeros((100, 28, 28), np.uint8)
     black[:, 14, 14] = 9
-    monkeypatch.setattr(MNISTquantize, "calibration_digits", lambda data_dir: black)
+    monkeypatch.setattr(int8, "calibration_digits", lambda data_dir: black)
     for name in ("onnxruntime", "openvino"):
-        if MNISTengine.why_not(name, "cpu", "int8"):
+        if registry.why_not(name, "cpu", "int8"):
             continue
-        engine = MNISTengine.open_engine(name, shipped, "cpu", "int8", 100)
+        engine = registry.open_engine(name, shipped, "cpu", "int8", 100)
         answers = np.concatenate([engine(images[k:k + 100]).copy() for k in range(0, 1000, 100)])
         assert "WRONG" in judge_answers(answers, reference, "int8")[1]
         engine.close()
 
 
 def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):
-    form = MNISTquantize.weights_in_float(graph)
+    form = int8.weights_in_float(graph)
     model = onnx.load_model_from_string(form)
     onnx.checker.check_model(model, full_check=True)
     held = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
@@ -104,50 +103,50 @@ def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):
 
 def test_tensorrt_rtx_builds_every_form(graph, shipped):
     pytest.importorskip("tensorrt_rtx")
-    from MNISTonnx import onnx_bytes
-    from MNISTtensorrt import build_engine, import_tensorrt
+    from mnist.engines.onnx_export import onnx_bytes
+    from mnist.engines.trt import build_engine, import_tensorrt
     trt = import_tensorrt()
-    for precision, content in (("int8", graph), ("int8", MNISTquantize.weights_in_float(graph)),
+    for precision, content in (("int8", graph), ("int8", int8.weights_in_float(graph)),
                                ("bf16", onnx_bytes(shipped, "bf16"))):
         assert len(build_engine(trt, content, precision, (1, 64))) > 1000
 
 
 def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_mnist, monkeypatch):
     stem = str(tmp_path / "net")
-    first = MNISTquantize.int8_graph(net, stem, small_mnist)
+    first = int8.int8_graph(net, stem, small_mnist)
     assert sorted(os.listdir(tmp_path)) == ["net-int8.onnx", "net-int8.onnx.json"]
-    kept = MNISTquantize.int8_graph(net, stem, "/no/such/folder")  # needs no digits any more
+    kept = int8.int8_graph(net, stem, "/no/such/folder")  # needs no digits any more
     assert kept == first
     net.fc2.bias.data[0] += 1
-    assert MNISTquantize.int8_graph(net, stem, small_mnist) != first  # other weights
-    monkeypatch.setitem(MNISTquantize.RECIPE, "training_digits", 10)
+    assert int8.int8_graph(net, stem, small_mnist) != first  # other weights
+    monkeypatch.setitem(int8.RECIPE, "training_digits", 10)
     with pytest.raises(UnavailableError):  # another recipe
-        MNISTquantize.int8_graph(net, stem, "/no/such/folder")
+        int8.int8_graph(net, stem, "/no/such/folder")
     monkeypatch.undo()
     (tmp_path / "net-int8.onnx").write_bytes(b"damaged")
-    assert len(MNISTquantize.int8_graph(net, stem, small_mnist)) > 400000
+    assert len(int8.int8_graph(net, stem, small_mnist)) > 400000
 
 
 def test_a_shipped_int8_file_serves_every_exporter(tmp_path, net, small_mnist, monkeypatch):
     (tmp_path / "weights").mkdir()
-    first = MNISTquantize.int8_graph(net, str(tmp_path / "weights" / "net"), small_mnist)
-    monkeypatch.setattr(MNISTquantize, "HERE", str(tmp_path))
+    first = int8.int8_graph(net, str(tmp_path / "weights" / "net"), small_mnist)
+    monkeypatch.setattr(int8, "HERE", str(tmp_path))
     path = tmp_path / "weights" / "net-int8.onnx.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(dict(record, graph_sha256="of another torch")))
-    assert MNISTquantize.int8_graph(net, str(tmp_path / "net"), "/no/such/folder") == first
+    assert int8.int8_graph(net, str(tmp_path / "net"), "/no/such/folder") == first
     path.write_text(json.dumps(dict(record, weights_sha256="of another network")))
     with pytest.raises(UnavailableError):
-        MNISTquantize.int8_graph(net, str(tmp_path / "net"), "/no/such/folder")
+        int8.int8_graph(net, str(tmp_path / "net"), "/no/such/folder")
 
 
 def test_without_training_digits_int8_says_so(net):
     with pytest.raises(UnavailableError, match="int8 is calibrated on training digits, and there"):
-        MNISTengine.open_engine("onnxruntime", net, "cpu", "int8", data_dir="/no/such/folder")
+        registry.open_engine("onnxruntime", net, "cpu", "int8", data_dir="/no/such/folder")
 
 
 def test_letters():
-    assert [MNISTquantize.to_letters(number) for number in (0, 1, 25, 26, 27, 52)] == \
+    assert [int8.to_letters(number) for number in (0, 1, 25, 26, 27, 52)] == \
         ["a", "b", "z", "ba", "bb", "ca"]
 
 

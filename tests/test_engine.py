@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import MNISTengine
-import MNISTruntimes
-import MNISTtorch
-import MNISTtuning
+from mnist.engines import pytorch, registry, runtimes, tuning
+from mnist.engines.precision import PRECISIONS, TOLERANCE, judge_answers
 from mnist.errors import UnavailableError, package_missing
 from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
 from MNISTmodel import Net
-from MNISTprecision import PRECISIONS, TOLERANCE, judge_answers
 
 
 @pytest.fixture
@@ -30,14 +27,14 @@ def images():
     return np.random.RandomState(0).randint(0, 256, (100, 28, 28)).astype(np.uint8)
 
 
-QUICK = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request]
+QUICK = [name for name, kind in registry.ENGINES.items() if not kind.on_request]
 
 
 def open_or_skip(name, net, device, precision="fp32", batch_size=64, **settings):
-    reason = MNISTengine.why_not(name, device, precision)
+    reason = registry.why_not(name, device, precision)
     if reason:
         pytest.skip(reason)
-    return MNISTengine.open_engine(name, net, device, precision, batch_size, **settings)
+    return registry.open_engine(name, net, device, precision, batch_size, **settings)
 
 
 def answers_of(engine, images):
@@ -46,7 +43,7 @@ def answers_of(engine, images):
                            for start in range(0, len(images), size)])
 
 
-CPU = [name for name in QUICK if "cpu" in MNISTengine.ENGINES[name].precisions]
+CPU = [name for name in QUICK if "cpu" in registry.ENGINES[name].precisions]
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 64])
@@ -55,21 +52,21 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
     engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
     answers = answers_of(engine, images)
     assert answers.dtype == np.float32 and answers.shape == (100, 10)
-    assert np.abs(answers - MNISTengine.reference_answers(net, images)).max() < 1e-4
+    assert np.abs(answers - registry.reference_answers(net, images)).max() < 1e-4
     assert (engine.name, engine.device, engine.precision) == (name, "cpu", "fp32")
     assert engine.detail
     engine.close()
 
 
 @pytest.mark.parametrize("name, precision", [
-    (name, precision) for name in CPU for precision in MNISTengine.ENGINES[name].precisions["cpu"]])
+    (name, precision) for name in CPU for precision in registry.ENGINES[name].precisions["cpu"]])
 def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precision):
     images, labels = (array[:1000] for array in load_split("test", mnist_dir))
     net = load_network(os.path.join(SHIPPED, "net.pth")).net
     engine = open_or_skip(name, net, "cpu", precision, data_dir=mnist_dir)
     assert engine.precision == precision
     answers = answers_of(engine, images)
-    reference = MNISTengine.reference_answers(net, images)
+    reference = registry.reference_answers(net, images)
     difference, reason = judge_answers(answers, reference, precision)
     assert reason is None
     assert (difference > 1e-3) == (precision != "fp32")  # it really rounds
@@ -80,10 +77,10 @@ def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precisio
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("name", [name for name in QUICK if name != "tensorrt"  # see test_gpu.py
-                                  and "cuda" in MNISTengine.ENGINES[name].precisions])
+                                  and "cuda" in registry.ENGINES[name].precisions])
 def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cuda", batch_size=batch_size)
-    reference = MNISTengine.reference_answers(net, images)
+    reference = registry.reference_answers(net, images)
     assert np.abs(answers_of(engine, images) - reference).max() < TOLERANCE["fp32"]
     engine.compute(engine.prepare(images[:batch_size]))
     engine.synchronise()
@@ -94,7 +91,7 @@ def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, bat
 @pytest.mark.slow
 def test_torch_compile_answers_as_the_reference(net, images):
     engine = open_or_skip("torch-compile", net, "cpu")
-    reference = MNISTengine.reference_answers(net, images)
+    reference = registry.reference_answers(net, images)
     assert np.abs(answers_of(engine, images) - reference).max() < 1e-4
     assert engine.prepare(images[:3]).shape == (64, 1, 28, 28)
 
@@ -103,7 +100,7 @@ def test_reference_is_the_plain_network(net, images):
     with torch.no_grad():
         x = torch.from_numpy(images[:, None] / 255).float()
         plain = net((x - 0.1307) / 0.3081).numpy()
-    assert np.abs(MNISTengine.reference_answers(net, images) - plain).max() < 1e-4
+    assert np.abs(registry.reference_answers(net, images) - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -112,7 +109,7 @@ def test_compute_runs_on_what_was_prepared(net, images, name):
     engine(images[:64])
     engine.compute(engine.prepare(images[36:]))
     engine.synchronise()
-    reference = MNISTengine.reference_answers(net, images[36:])
+    reference = registry.reference_answers(net, images[36:])
     assert np.abs(engine.log_probs - reference).max() < 1e-4
 
 
@@ -122,34 +119,34 @@ def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
         engine(images[:64])
         short = engine(images[:3])
         assert short.shape == (3, 10)
-        assert np.abs(short - MNISTengine.reference_answers(net, images[:3])).max() < 1e-4
+        assert np.abs(short - registry.reference_answers(net, images[:3])).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_onnxruntime_on_another_provider_is_refused(net, monkeypatch):
     open_or_skip("onnxruntime", net, "cpu")
-    monkeypatch.setitem(MNISTruntimes.OnnxRuntimeEngine.PROVIDERS, "cpu", "AzureProvider")
+    monkeypatch.setitem(runtimes.OnnxRuntimeEngine.PROVIDERS, "cpu", "AzureProvider")
     with pytest.raises(UnavailableError, match="uses CPUExecutionProvider in place of Azure"):
-        MNISTengine.open_engine("onnxruntime", net)
+        registry.open_engine("onnxruntime", net)
 
 
 def test_usual_loop_reads_the_digits_it_is_given(net, images):
     engine = open_or_skip("usual-loop", net, "cpu", batch_size=64)
     loop = list(engine.loop(images))
     assert [len(answers) for answers in loop] == [64, 36]
-    reference = MNISTengine.reference_answers(net, images)
+    reference = registry.reference_answers(net, images)
     assert np.abs(np.concatenate(loop) - reference).max() < 1e-4
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert "openvino" in MNISTengine.why_not("openvino")
+    assert "openvino" in registry.why_not("openvino")
     assert package_missing("no_such_package") == \
         "no_such_package is not installed; pip install no_such_package"
 
 
 def test_registry_is_complete():
-    for name, kind in MNISTengine.ENGINES.items():
+    for name, kind in registry.ENGINES.items():
         assert kind.name == name and set(kind.precisions) <= {"cpu", "cuda"}
         assert all(precisions[0] == "fp32" and set(precisions) <= set(PRECISIONS)
                    for precisions in kind.precisions.values())
@@ -157,7 +154,7 @@ def test_registry_is_complete():
 
 
 def test_compute_is_the_same_network(net, images):
-    engine = MNISTengine.open_engine("torch", net, batch_size=64)
+    engine = registry.open_engine("torch", net, batch_size=64)
     x = engine.prepare(images[:64])
     answers = engine.compute(x)
     engine.synchronise()
@@ -166,36 +163,36 @@ def test_compute_is_the_same_network(net, images):
 
 def test_opening_an_engine_leaves_the_network_alone(net, images):
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    MNISTengine.open_engine("torch", net).close()
+    registry.open_engine("torch", net).close()
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
 def test_unknown_engine_gets_the_closest_name():
     with pytest.raises(UnavailableError, match="did you mean torch"):
-        MNISTengine.why_not("trch")
+        registry.why_not("trch")
 
 
 def test_unsupported_precision_says_what_there_is(net):
     with pytest.raises(UnavailableError, match="torch computes in fp32 and bf16, not in int8"):
-        MNISTengine.open_engine("torch", net, precision="int8")
+        registry.open_engine("torch", net, precision="int8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_by_name_is_never_replaced_by_the_cpu(net, capsys):
     with pytest.raises(UnavailableError, match="torch on cuda: .*(nvidia-smi|CPU build)"):
-        MNISTengine.open_engine("torch", net, device="cuda")
+        registry.open_engine("torch", net, device="cuda")
     with pytest.raises(UnavailableError, match="--device cuda"):
-        MNISTengine.choose_device("cuda")
-    assert MNISTengine.choose_device("auto") == "cpu"
+        registry.choose_device("cuda")
+    assert registry.choose_device("auto") == "cpu"
     assert capsys.readouterr().out.startswith("device: cpu (auto: ")
 
 
 def test_bf16_is_never_emulated(net, monkeypatch):
-    monkeypatch.setattr(MNISTtorch, "cpu_flags", lambda: {"avx2", "avx512f"})
-    monkeypatch.setattr(MNISTruntimes, "openvino_capabilities", lambda: ("FP32", "INT8"))
+    monkeypatch.setattr(pytorch, "cpu_flags", lambda: {"avx2", "avx512f"})
+    monkeypatch.setattr(runtimes, "openvino_capabilities", lambda: ("FP32", "INT8"))
     for name in ("torch", "openvino"):
         with pytest.raises(UnavailableError, match="AVX512-BF16"):
-            MNISTengine.open_engine(name, net, precision="bf16")
+            registry.open_engine(name, net, precision="bf16")
 
 
 # --- Tuning ---------------------------------------------------------------------------------------
@@ -224,7 +221,7 @@ def test_the_quickest_setting_is_taken_and_the_others_closed():
         made.append(Sleepy(ms, calls))
         return made[-1]
 
-    engine = MNISTtuning.quickest(make, [{"ms": 20}, {"ms": 1}, {"ms": 3}], "{ms} ms".format)
+    engine = tuning.quickest(make, [{"ms": 20}, {"ms": 1}, {"ms": 3}], "{ms} ms".format)
     assert engine is made[1] and [each.closed for each in made] == [True, False, True]
     assert engine.detail == "sleepy, 1 ms (the quickest of 3 settings)"
     assert [tried["ms"] >= asked for tried, asked in zip(engine.tuning, (1, 3, 20))] == [True] * 3
@@ -233,32 +230,32 @@ def test_the_quickest_setting_is_taken_and_the_others_closed():
 
 def test_one_setting_needs_no_trial():
     calls = []
-    engine = MNISTtuning.quickest(lambda ms: Sleepy(ms, calls), [{"ms": 20}], "{ms} ms".format)
+    engine = tuning.quickest(lambda ms: Sleepy(ms, calls), [{"ms": 20}], "{ms} ms".format)
     assert engine.detail == "sleepy, 20 ms" and not calls
 
 
 @pytest.mark.parametrize("cores, numbers", [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]),
                                             (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
 def test_numbers_of_threads_that_are_tried(cores, numbers):
-    tried = MNISTtuning.settings_to_try(True, cores, {"threads": 0})
+    tried = tuning.settings_to_try(True, cores, {"threads": 0})
     assert [settings["threads"] for settings in tried] == numbers
 
 
 def test_threads_that_are_asked_for_are_fixed(monkeypatch):
-    monkeypatch.setattr(MNISTtuning, "_threads", [3])
-    assert MNISTtuning.settings_to_try(True, 8, {"threads": 0}, level=("a", "b")) == [
+    monkeypatch.setattr(tuning, "_threads", [3])
+    assert tuning.settings_to_try(True, 8, {"threads": 0}, level=("a", "b")) == [
         {"threads": 3, "level": "a"}, {"threads": 3, "level": "b"}]
-    assert MNISTtuning.settings_to_try(False, 8, {"threads": 0, "level": "b"}) == [
+    assert tuning.settings_to_try(False, 8, {"threads": 0, "level": "b"}) == [
         {"threads": 3, "level": "b"}]
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_without_tuning_the_library_decides(net, images, name):
-    reason = MNISTengine.why_not(name)
+    reason = registry.why_not(name)
     if reason:
         pytest.skip(reason)
-    engine = MNISTengine.open_engine(name, net, tuning=False)
+    engine = registry.open_engine(name, net, tuning=False)
     assert "quickest" not in engine.detail and len(engine.tuning) == 1
     assert np.abs(answers_of(engine, images)
-                  - MNISTengine.reference_answers(net, images)).max() < 1e-4
+                  - registry.reference_answers(net, images)).max() < 1e-4
     engine.close()

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mnist.datasets.image_set import normalise
+from mnist.engines.onnx_export import check_onnx, export_onnx, onnx_bytes
+from mnist.engines.precision import TOLERANCE
 from mnist.errors import MNISTError, UnavailableError
-from MNISTonnx import check_onnx, export_onnx, onnx_bytes
-from MNISTprecision import TOLERANCE
 
 
 def answers(path, images):
@@ -77,7 +77,7 @@ def test_a_graph_that_answers_otherwise_leaves_nothing_behind(net, tmp_path, mon
     other = copy.deepcopy(net)
     other.conv1.bias.data[7] += 0.5
     graph = onnx_bytes(other)
-    monkeypatch.setattr("MNISTonnx.onnx_bytes", lambda *_: graph)
+    monkeypatch.setattr("mnist.engines.onnx_export.onnx_bytes", lambda *_: graph)
     with pytest.raises(MNISTError, match="answers differently from torch: by"):
         export_onnx(net, tmp_path / "net.onnx")
     assert os.listdir(tmp_path) == []
@@ -88,7 +88,7 @@ def test_a_graph_that_is_no_onnx_leaves_the_old_file(net, tmp_path, monkeypatch)
     model = onnx.load_model_from_string(onnx_bytes(net))
     del model.graph.initializer[0]
     graph = model.SerializeToString()
-    monkeypatch.setattr("MNISTonnx.onnx_bytes", lambda *_: graph)
+    monkeypatch.setattr("mnist.engines.onnx_export.onnx_bytes", lambda *_: graph)
     with pytest.raises(MNISTError, match="the exported ONNX graph is invalid"):
         export_onnx(net, tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").read_bytes() == b"old"

@@ -9,12 +9,12 @@ import torch
 from scripts import run
 
 from mnist.datasets.fonts import generated_digits
+from mnist.engines.cuda import MEMORIES, TorchMemory
+from mnist.engines.precision import TOLERANCE
+from mnist.engines.registry import ENGINES, reference_answers
+from mnist.engines.trt import tensorrt_missing
+from mnist.engines.trt_cache import cached_engine
 from mnist.models.weights import SHIPPED, load_network
-from MNISTcuda import MEMORIES, TorchMemory
-from MNISTengine import ENGINES, reference_answers
-from MNISTenginefile import cached_engine
-from MNISTprecision import TOLERANCE
-from MNISTtensorrt import tensorrt_missing
 from MNISTtiming import Stopwatch, take_turns
 
 MISSING = tensorrt_missing()

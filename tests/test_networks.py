@@ -11,15 +11,15 @@ import pytest
 import torch
 from scripts import run
 
-import MNISTengine
 from mnist.datasets.image_set import normalise
+from mnist.engines import registry
+from mnist.engines.onnx_export import check_onnx, onnx_bytes
+from mnist.engines.trt import build_engine
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.fold import Normalised, channels_last, fold
 from mnist.models.registry import find_network, make_network
 from mnist.models.weights import SHIPPED, load_network, save_weights, trained_path
 from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
-from MNISTonnx import check_onnx, onnx_bytes
-from MNISTtensorrt import build_engine
 from MNISTtraining import Recipe, new_network, train
 
 OWN = own_networks.__file__
@@ -48,7 +48,7 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with torch.no_grad():
         answers = fold(net)(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - MNISTengine.reference_answers(net, digits)).max() < 1e-4
+    assert np.abs(answers - registry.reference_answers(net, digits)).max() < 1e-4
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
@@ -82,7 +82,7 @@ def test_a_batch_norm_of_hardly_any_variance_is_folded_too(trained, digits):
     assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in folded.modules())
     with torch.no_grad():
         answers = folded(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - MNISTengine.reference_answers(net, digits)).max() < 1e-4
+    assert np.abs(answers - registry.reference_answers(net, digits)).max() < 1e-4
 
 
 def test_calls_are_those_of_the_innermost_modules(trained):
@@ -124,18 +124,18 @@ def test_the_separable_network_is_that_of_the_table(name, norms):
     assert maps[net.conv2b[1]] == (32, 28, 28) and maps[net.conv2b[2]] == (64, 28, 28)
 
 
-@pytest.mark.parametrize("engine", [name for name, kind in MNISTengine.ENGINES.items()
+@pytest.mark.parametrize("engine", [name for name, kind in registry.ENGINES.items()
                                     if "cpu" in kind.precisions and not kind.on_request])
 @pytest.mark.parametrize("name", ALL)
 def test_every_engine_runs_it(trained, digits, name, engine):
-    reason = MNISTengine.why_not(engine, "cpu")
+    reason = registry.why_not(engine, "cpu")
     if reason:
         pytest.skip(reason)
     net = trained(name)
-    running = MNISTengine.open_engine(engine, net, batch_size=16)
+    running = registry.open_engine(engine, net, batch_size=16)
     answers = np.concatenate([running(digits[:16]).copy(), running(digits[16:20]).copy()])
     running.close()
-    assert np.abs(answers - MNISTengine.reference_answers(net, digits[:20])).max() < 1e-3
+    assert np.abs(answers - registry.reference_answers(net, digits[:20])).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -274,8 +274,8 @@ def test_train_and_compare_your_own(small_mnist, tmp_path):
     out, _ = run("CompareMNIST.py", *mine, "--weights", weights, "--limit", 64, "--seconds", 0,
                  "--device", "cpu", "--batch-size", 16, "--precision", "fp32", "--no-tuning",
                  cwd=tmp_path)
-    usable = [name for name, kind in MNISTengine.ENGINES.items() if not kind.on_request
-              and "cpu" in kind.precisions and MNISTengine.why_not(name) is None]
+    usable = [name for name, kind in registry.ENGINES.items() if not kind.on_request
+              and "cpu" in kind.precisions and registry.why_not(name) is None]
     for engine in usable:
         assert re.search(rf"^{engine} .*cpu fp32 +16 ", out, re.MULTILINE), engine
     assert "WRONG" not in out and "failed" not in out

@@ -23,7 +23,7 @@ START = """
 import sys, threading
 import numpy as np
 import real_pycuda
-from MNISTcuda import PycudaMemory, choose_memory, find_gpu
+from mnist.engines.cuda import PycudaMemory, choose_memory, find_gpu
 driver = real_pycuda.load_driver()
 
 def in_thread(function, *arguments):
@@ -128,7 +128,7 @@ def test_a_tensorrt_engine_on_the_real_pycuda():
     """The stand-in's engine, as it runs on a GPU, over pycuda's buffers, copies and stream."""
     assert run_on_pycuda("""
 import fake_tensorrt, torch
-from MNISTengine import open_engine, reference_answers
+from mnist.engines.registry import open_engine, reference_answers
 from MNISTmodel import Net
 torch.set_num_threads(1)
 device = real_pycuda.make_device()

@@ -54,7 +54,7 @@ class StandIn:
         for module, value in modules.items():
             monkeypatch.setitem(sys.modules, module, value)
         self.notes = watched.Notes(self.trt)
-        for module in ("MNISTtensorrt", "MNISTenginefile"):  # the second imports the first
+        for module in ("mnist.engines.trt", "mnist.engines.trt_cache"):  # the second imports the first
             self.ours = watched.watched(module, self.notes)
             monkeypatch.setitem(sys.modules, module, self.ours)
 
@@ -182,14 +182,14 @@ NO_GPU = "CUDA initialization failure with error: 35"  # what the empty librarie
 def test_what_can_be_made_without_tensorrt_behaves_as_we_use_it(fetched):
     """Shapes are tuples to us, flags numbers, and our logger is called from C++."""
     status, out, err = run_on(fetched, """
-import MNISTtensorrt
-trt = MNISTtensorrt.import_tensorrt()
-print(MNISTtensorrt.flavour(trt))
+import mnist.engines.trt
+trt = mnist.engines.trt.import_tensorrt()
+print(mnist.engines.trt.flavour(trt))
 assert tuple(trt.Dims((1, 1, 28, 28))) == (1, 1, 28, 28) and trt.Dims((7, 8))[0] == 7
 assert trt.DataType.FLOAT == trt.DataType.FLOAT != trt.DataType.HALF
 flag = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
 assert flag is None or 1 << int(flag) == 1
-log = MNISTtensorrt.process_log(trt)
+log = mnist.engines.trt.process_log(trt)
 log.log(trt.ILogger.Severity.WARNING, "slow")
 log.log(trt.ILogger.Severity.INTERNAL_ERROR, "broken")
 log.log(trt.ILogger.Severity.INFO, "nothing")
@@ -215,10 +215,10 @@ def test_the_program_ends_in_one_line_where_tensorrt_cannot_build(fetched, tmp_p
 
 def test_loading_ends_in_one_line_too(fetched):
     status, out, err = run_on(fetched, """
-import MNISTtensorrt
+import mnist.engines.trt
 from mnist.cli import run_program
 def main():
-    MNISTtensorrt.load_engine(MNISTtensorrt.import_tensorrt(), b"plan")
+    mnist.engines.trt.load_engine(mnist.engines.trt.import_tensorrt(), b"plan")
 run_program(main)
 """)
     assert (status, err) == (2, f"error: tensorrt {fetched} can't run here: {NO_GPU}\n")
@@ -228,8 +228,8 @@ def test_bindings_without_their_libraries_are_said_to_be_broken(fetched):
     status, out, err = run_on(fetched, """
 import sys
 sys.modules["tensorrt_rtx"] = None
-import MNISTtensorrt
-print(MNISTtensorrt.tensorrt_missing())
+import mnist.engines.trt
+print(mnist.engines.trt.tensorrt_missing())
 """, libraries=False)
     assert (status, err) == (0, "")
     assert out.startswith("TensorRT can't be imported (tensorrt: libnv") and out.count("\n") == 1

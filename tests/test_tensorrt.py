@@ -15,25 +15,25 @@ from fake_tensorrt import Device, fake_pycuda, fake_torch
 from scripts import run
 
 import InfMNISTcudaRT
+import mnist.engines.trt
 import mnist.machine
 import mnist.models.weights
-import MNISTenginefile
-import MNISTtensorrt
-from mnist.errors import MNISTError, UnavailableError
-from mnist.files import ROOT
-from mnist.models.weights import load_network, save_weights
-from MNISTengine import ENGINES, reference_answers
-from MNISTenginefile import EngineFile, cached_engine, engine_from_file, engine_path
-from MNISTmodel import NETWORKS, Net
-from MNISTonnx import onnx_bytes
-from MNISTprecision import PRECISIONS
-from MNISTtensorrt import (
+from mnist.engines import trt_cache
+from mnist.engines.onnx_export import onnx_bytes
+from mnist.engines.precision import PRECISIONS
+from mnist.engines.registry import ENGINES, reference_answers
+from mnist.engines.trt import (
     graph_precision,
     load_engine,
     precision_missing,
     process_log,
     tensorrt_missing,
 )
+from mnist.engines.trt_cache import EngineFile, cached_engine, engine_from_file, engine_path
+from mnist.errors import MNISTError, UnavailableError
+from mnist.files import ROOT
+from mnist.models.weights import load_network, save_weights
+from MNISTmodel import NETWORKS, Net
 
 FP16_TOLERANCE = 0.1
 
@@ -155,7 +155,7 @@ def test_real_loader_refuses_what_is_no_engine(rtx, net, stem):
 
 def test_real_parser_errors_are_quoted(rtx):
     with pytest.raises(MNISTError, match="can't read the ONNX graph:\n.*Failed to parse"):
-        MNISTtensorrt.build_engine(rtx, b"no graph at all", "fp32", (1, 1))
+        mnist.engines.trt.build_engine(rtx, b"no graph at all", "fp32", (1, 1))
 
 
 # --- The cache -----------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ def test_other_weights_batch_or_precision_are_another_engine(rtx, net, stem, cap
 
 def test_what_was_built_without_a_gpu_serves_any_where_it_can(rtx, net, stem, monkeypatch):
     """TensorRT-RTX compiles for the GPU when an engine first runs."""
-    monkeypatch.setattr(MNISTenginefile, "find_gpu", lambda: (None, None))
+    monkeypatch.setattr(trt_cache, "find_gpu", lambda: (None, None))
     plan = EngineFile(net, "fp32", (1, 1), stem).build()
-    monkeypatch.setattr(MNISTenginefile, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
+    monkeypatch.setattr(trt_cache, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
     assert EngineFile(net, "fp32", (1, 1), stem).read() == plan
 
 
@@ -215,7 +215,7 @@ def test_what_was_built_for_one_gpu_serves_no_other(machine, net, stem, monkeypa
     machine.install("10.3.0")
     plan = EngineFile(net, "fp32", (1, 1), stem).build()
     assert EngineFile(net, "fp32", (1, 1), stem).read() == plan
-    monkeypatch.setattr(MNISTenginefile, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
+    monkeypatch.setattr(trt_cache, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
     assert EngineFile(net, "fp32", (1, 1), stem).read() is None
     assert "its gpu is NVIDIA Tegra X1, wanted is GeForce RTX 4090" in capsys.readouterr().err
 
@@ -241,8 +241,8 @@ def test_a_kill_between_engine_and_record_is_noticed(rtx, net, stem, monkeypatch
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MNISTenginefile, "save_json", killed)
-    monkeypatch.setattr(MNISTenginefile, "build_engine", lambda *_: b"a newer engine")
+    monkeypatch.setattr(trt_cache, "save_json", killed)
+    monkeypatch.setattr(trt_cache, "build_engine", lambda *_: b"a newer engine")
     with pytest.raises(KeyboardInterrupt):
         engine_file.build()
     assert engine_file.read() is None
@@ -364,7 +364,7 @@ def test_flags_only_where_asked(machine, net):
     graph = onnx_bytes(net)
     for precision, flags in (("fp32", []), ("tf32", ["TF32"]), ("fp16", ["FP16"]),
                              ("bf16", ["BF16"]), ("int8", ["INT8"])):
-        plan = MNISTtensorrt.build_engine(trt, graph, precision, (1, 1))
+        plan = mnist.engines.trt.build_engine(trt, graph, precision, (1, 1))
         assert fake_tensorrt.pickle.loads(plan[4:])["flags"] == flags
 
 
@@ -381,7 +381,7 @@ def test_a_precision_that_a_version_lacks_is_refused(machine, net):
     trt = machine.install("8.6.1")
     assert tensorrt_missing("cuda", "bf16") == "tensorrt 8.6.1 has no bf16; newer ones have"
     with pytest.raises(UnavailableError, match="8.6.1 has no bf16"):
-        MNISTtensorrt.build_engine(trt, onnx_bytes(net), "bf16", (1, 1))
+        mnist.engines.trt.build_engine(trt, onnx_bytes(net), "bf16", (1, 1))
     for version in ("10.3.0", "11.4.0.106"):
         machine.install(version)
         assert tensorrt_missing("cuda", "bf16") is None
@@ -394,7 +394,7 @@ def test_a_precision_that_a_gpu_lacks_is_refused(machine, net, version, precisio
     trt = machine.install(version)
     machine.device.failing.add(precision)
     with pytest.raises(UnavailableError, match=f"this GPU has no {precision}"):
-        MNISTtensorrt.build_engine(trt, onnx_bytes(net), precision, (1, 1))
+        mnist.engines.trt.build_engine(trt, onnx_bytes(net), precision, (1, 1))
 
 
 def test_torch_manages_memory_where_both_can(machine, net, digits, stem):
@@ -620,7 +620,7 @@ def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, 
     machine.install("10.3.0")
     right = stem + ".rt"
     cached_engine(net, "cuda", "fp32", 1, stem=stem)
-    load = MNISTenginefile.load_engine
+    load = trt_cache.load_engine
 
     def load_wrongly(trt, plan):
         loaded = load(trt, plan)
@@ -628,11 +628,11 @@ def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, 
             loaded.start = lambda stream: None  # writes no answer
         return loaded
 
-    MNISTenginefile.load_engine = load_wrongly
+    trt_cache.load_engine = load_wrongly
     try:
         assert program("--batch-size", "1", "64") == 1
     finally:
-        MNISTenginefile.load_engine = load
+        trt_cache.load_engine = load
     out = capsys.readouterr().out
     assert os.path.exists(right) and out.count("failed: WRONG") == 1
     assert len(re.findall("^tensorrt cuda fp32 +\\d", out, re.MULTILINE)) == 2

@@ -16,8 +16,8 @@ from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place
 
 import GraphMNIST
 import MNISTcanvas
-import MNISTengine
 from mnist.datasets.drawing import digit_from_drawing
+from mnist.engines import registry
 from mnist.models.weights import save_weights
 
 
@@ -73,7 +73,7 @@ def test_any_network(tmp_path, name):
         draw(window.canvas, SEVEN)
         settle(window)
         digit = part(window, "network_input").digit
-        log_probs = MNISTengine.reference_answers(net, digit[None])[0]
+        log_probs = registry.reference_answers(net, digit[None])[0]
         values = part(window, "probabilities").values
         assert np.allclose(values, np.exp(log_probs), atol=1e-4)
         assert part(window, "answer").text() == str(values.argmax())
@@ -140,8 +140,8 @@ def test_a_drawing_is_read_by_an_engine_for_one_digit(window):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_another_engine(tmp_path, engine):
-    if MNISTengine.why_not(engine):
-        pytest.skip(MNISTengine.why_not(engine))
+    if registry.why_not(engine):
+        pytest.skip(registry.why_not(engine))
     with opened(GraphMNIST, tmp_path, "--engine", engine, "--device", "cpu") as window:
         draw(window.canvas, SEVEN)
         settle(window)

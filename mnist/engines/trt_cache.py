@@ -11,10 +11,8 @@ import sys
 import threading
 import time
 
-from mnist.errors import MNISTError, UnavailableError, warn
-from mnist.files import digest, save_json, write_atomically
-from MNISTcuda import choose_memory, find_gpu
-from MNISTtensorrt import (
+from mnist.engines.cuda import choose_memory, find_gpu
+from mnist.engines.trt import (
     WORKSPACE_MIB,
     TensorRTEngine,
     build_engine,
@@ -24,6 +22,8 @@ from MNISTtensorrt import (
     is_portable,
     load_engine,
 )
+from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.files import digest, save_json, write_atomically
 
 
 def engine_path(stem, precision, batches):
@@ -48,8 +48,8 @@ class EngineFile:
     def __init__(self, net, precision, batches, stem=None, data_dir=None):
         """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
         None: nothing is kept. `data_dir`: of the digits that int8 is calibrated on."""
+        from mnist.engines.int8 import network_graph, weights_in_float
         from mnist.models.weights import weights_digest
-        from MNISTquantize import network_graph, weights_in_float
 
         self.trt = import_tensorrt()
         self.net, self.precision, self.batches = net, precision, batches
@@ -114,7 +114,7 @@ class EngineFile:
         `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
         to is a warning. Raises MNISTError where the graph or the build fails.
         """
-        from MNISTonnx import check_onnx
+        from mnist.engines.onnx_export import check_onnx
 
         checked = check_onnx(self.graph, self.net, self.graph_precision, digits)
         print(f"{self.graph_path}: {checked}", file=sys.stderr)

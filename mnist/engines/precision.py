@@ -1,6 +1,6 @@
 """The precisions an engine computes in, and how far each may lie from the reference.
 
-The reference is torch on the CPU in float32, nothing folded: `MNISTengine.reference_answers`.
+The reference is torch on the CPU in float32, nothing folded: `mnist.engines.registry.reference_answers`.
 """
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")

@@ -33,7 +33,7 @@ def quantize_missing():
 
 def network_graph(net, precision, stem=None, data_dir=None):
     """The ONNX file's bytes of a network in any precision: see `onnx_bytes` and `int8_graph`."""
-    from MNISTonnx import onnx_bytes
+    from mnist.engines.onnx_export import onnx_bytes
     return int8_graph(net, stem, data_dir) if precision == "int8" else onnx_bytes(net, precision)
 
 

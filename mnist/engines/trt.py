@@ -4,7 +4,7 @@ Serves every TensorRT from 8.0 (Jetson Nano) to 11 and TensorRT-RTX (GeForce). W
 things is found out with `hasattr`, never from its number.
 
 The way: `build_engine` makes an engine of a graph; `load_engine` gives it to TensorRT again;
-`TensorRTEngine` runs it. The files between are `MNISTenginefile`'s.
+`TensorRTEngine` runs it. The files between are `mnist.engines.trt_cache`'s.
 """
 
 import functools
@@ -12,9 +12,9 @@ import importlib
 import os
 import platform
 
+from mnist.engines.buffers import CudaBuffers
+from mnist.engines.cuda import choose_memory
 from mnist.errors import MNISTError, UnavailableError, warn
-from MNISTbuffers import CudaBuffers
-from MNISTcuda import choose_memory
 
 # What a precision is called among the builder's flags, where it is one, and what says whether this
 # GPU has it. Both until TensorRT 10.
@@ -325,7 +325,7 @@ def create_context(trt, engine):
 
 
 class TensorRTEngine(CudaBuffers):
-    """A TensorRT engine as `MNISTengine` wants it: raw pixels in, log-probabilities out.
+    """A TensorRT engine as `mnist.engines.registry` wants it: raw pixels in, log-probabilities out.
 
     Shape and addresses are fixed once, when it is opened. A shorter batch is padded up to
     `batch_size`; what comes of the padding is never given out.
@@ -335,7 +335,7 @@ class TensorRTEngine(CudaBuffers):
     device = "cuda"
 
     def __init__(self, trt, loaded, precision, batch_size, memory):
-        """`loaded`: from `load_engine`. `memory`: an instance of one of `MNISTcuda.MEMORIES`."""
+        """`loaded`: from `load_engine`. `memory`: an instance of one of `mnist.engines.cuda.MEMORIES`."""
         smallest, largest = loaded.batches
         if not smallest <= batch_size <= largest:
             raise UnavailableError(f"this engine takes batches of {smallest} to {largest}, "

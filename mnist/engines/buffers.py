@@ -1,7 +1,7 @@
 """The buffers of an engine that reads and writes in fixed places, so that a call allocates nothing.
 
 `FixedBuffers` for any engine; `CudaBuffers` for one on a GPU, with the copies there and back, all
-of it one launch where CUDA graphs can be had. Knows numpy alone; the GPU's memory is `MNISTcuda`'s.
+of it one launch where CUDA graphs can be had. Knows numpy alone; the GPU's memory is `mnist.engines.cuda`'s.
 """
 
 from mnist.errors import UnavailableError
@@ -47,7 +47,7 @@ class CudaBuffers(FixedBuffers):
     """
 
     def __init__(self, memory, batch_size):
-        """`memory`: an instance of one of `MNISTcuda.MEMORIES`."""
+        """`memory`: an instance of one of `mnist.engines.cuda.MEMORIES`."""
         self.memory, self.batch_size = memory, batch_size
         self.pixels = memory.host((batch_size, 1, 28, 28))
         self.log_probs = memory.host((batch_size, 10))

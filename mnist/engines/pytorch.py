@@ -1,6 +1,6 @@
 """PyTorch's engines: eager, compiled, as a CUDA graph, and in the loop that most tutorials write.
 
-Each is opened by `MNISTengine.open_engine`. Uses torch, and torchvision for the usual loop alone.
+Each is opened by `mnist.engines.registry.open_engine`. Uses torch, and torchvision for the usual loop alone.
 """
 
 import copy
@@ -9,13 +9,13 @@ import functools
 import numpy as np
 
 from mnist.datasets.image_set import MEAN, STD, normalise
+from mnist.engines.buffers import CudaBuffers
+from mnist.engines.tuning import describe_threads, quickest, settings_to_try, threads_asked_for
 from mnist.errors import package_missing
-from MNISTbuffers import CudaBuffers
-from MNISTtuning import describe_threads, quickest, settings_to_try, threads_asked_for
 
 
 def open_torch(net, device, precision, batch_size, tuning=True):
-    """The `TorchEngine` with the quickest settings; see `MNISTtuning.settings_to_try`."""
+    """The `TorchEngine` with the quickest settings; see `mnist.engines.tuning.settings_to_try`."""
     candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
                                  {"threads": default_threads(), "channels_last": False},
                                  channels_last=(False, True))
@@ -89,7 +89,7 @@ _chosen_by_torch = []  # before any engine was tuned
 
 
 def default_threads():
-    """The number of threads that torch chose itself, or was told (`MNISTengine.set_threads`)."""
+    """The number of threads that torch chose itself, or was told (`mnist.engines.registry.set_threads`)."""
     if threads_asked_for():
         return threads_asked_for()
     if not _chosen_by_torch:
@@ -146,8 +146,8 @@ class TorchGraphEngine(CudaBuffers):
     def __init__(self, net, device, precision, batch_size):
         import torch
 
+        from mnist.engines.cuda import TorchMemory
         from mnist.models.fold import fold, rounded
-        from MNISTcuda import TorchMemory
         super().__init__(TorchMemory(), batch_size)
         self.torch, self.device, self.precision = torch, device, precision
         self.net = rounded(fold(net), precision).to(device)

@@ -13,7 +13,7 @@ and offers two ways in, one for each of the two times that `MNISTtiming` takes:
 The answers may lie in a buffer that the next call overwrites. An engine that brings data handling
 of its own also has `loop(images)`, which yields the answers of one batch after the other and takes
 the place of single calls on the end-to-end clock. Normalisation is part of every
-engine, so no caller can forget it. To add an engine: write a class like `MNISTtorch.TorchEngine`
+engine, so no caller can forget it. To add an engine: write a class like `mnist.engines.pytorch.TorchEngine`
 and give it a line in `ENGINES`.
 """
 
@@ -22,12 +22,9 @@ import difflib
 
 import numpy as np
 
-import MNISTenginefile
-import MNISTruntimes
-import MNISTtensorrt
-import MNISTtorch
-import MNISTtuning
+import mnist.engines.tuning
 from mnist.datasets.image_set import normalise
+from mnist.engines import pytorch, runtimes, trt, trt_cache
 from mnist.errors import UnavailableError
 
 EngineKind = collections.namedtuple(
@@ -49,20 +46,20 @@ TUNED = ("tuning",) + FILES
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("torch", {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
-               MNISTtorch.torch_missing, MNISTtorch.open_torch, ("tuning",), False),
+               pytorch.torch_missing, pytorch.open_torch, ("tuning",), False),
     EngineKind("torch-compile", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.torch_compile_missing, MNISTtorch.TorchCompileEngine, (), True),
+               pytorch.torch_compile_missing, pytorch.TorchCompileEngine, (), True),
     EngineKind("torch-graph", {"cuda": ("fp32", "tf32", "bf16", "fp16")},
-               MNISTtorch.torch_graph_missing, MNISTtorch.TorchGraphEngine, (), False),
+               pytorch.torch_graph_missing, pytorch.TorchGraphEngine, (), False),
     EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
-               MNISTruntimes.onnxruntime_missing, MNISTruntimes.open_onnxruntime,
+               runtimes.onnxruntime_missing, runtimes.open_onnxruntime,
                TUNED, False),
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
-               MNISTruntimes.openvino_missing, MNISTruntimes.open_openvino, TUNED, False),
+               runtimes.openvino_missing, runtimes.open_openvino, TUNED, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
-               MNISTtensorrt.tensorrt_missing, MNISTenginefile.cached_engine, FILES, False),
+               trt.tensorrt_missing, trt_cache.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               MNISTtorch.usual_loop_missing, MNISTtorch.UsualLoop, (), False),
+               pytorch.usual_loop_missing, pytorch.UsualLoop, (), False),
 ))
 
 
@@ -91,7 +88,7 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
         (see `mnist.models.weights.Network`); None: nothing is kept.
     data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
     tuning: try a few settings of the library for a moment each and take the quickest (see
-        `MNISTtuning`); False: take the library's defaults.
+        `mnist.engines.tuning`); False: take the library's defaults.
     settings: what this engine alone knows.
 
     Raises UnavailableError with the reason of `why_not` where this machine can't.
@@ -125,8 +122,8 @@ def set_threads(threads):
     if threads:
         import torch
         torch.set_num_threads(threads)
-        MNISTtuning.set_threads(threads)
-    return MNISTtorch.default_threads()
+        mnist.engines.tuning.set_threads(threads)
+    return pytorch.default_threads()
 
 
 def reference_answers(net, images):

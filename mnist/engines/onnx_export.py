@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from mnist.datasets.image_set import normalise
+from mnist.engines.precision import TOLERANCE
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
 from mnist.models.fold import fold, rounded
-from MNISTprecision import TOLERANCE
 
 OPSET = 13  # the newest that TensorRT 8.0 reads
 

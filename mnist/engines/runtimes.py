@@ -1,6 +1,6 @@
 """Engines on the exported graph that come as one package: ONNX Runtime and OpenVINO.
 
-Each is opened by `MNISTengine.open_engine`.
+Each is opened by `mnist.engines.registry.open_engine`.
 """
 
 import functools
@@ -8,16 +8,16 @@ import io
 
 import numpy as np
 
+from mnist.engines.buffers import FixedBuffers
+from mnist.engines.int8 import network_graph, quantize_missing
+from mnist.engines.pytorch import default_threads, torch_missing
+from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import UnavailableError, package_missing
-from MNISTbuffers import FixedBuffers
-from MNISTquantize import network_graph, quantize_missing
-from MNISTtorch import default_threads, torch_missing
-from MNISTtuning import describe_threads, quickest, settings_to_try
 
 
 def open_onnxruntime(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
     """An `OnnxRuntimeEngine` for `net`, on the CPU with the quickest settings; see
-    `MNISTtuning.settings_to_try` and `MNISTquantize.network_graph`."""
+    `mnist.engines.tuning.settings_to_try` and `mnist.engines.int8.network_graph`."""
     graph = network_graph(net, precision, stem, data_dir)
     make = functools.partial(OnnxRuntimeEngine, graph, device, precision, batch_size)
     if device != "cpu":

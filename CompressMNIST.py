@@ -158,8 +158,9 @@ class Workshop:
         return self.made[kind]
 
     def make_pruned(self):
-        from MNISTcompress import prune
-        from MNISTtraining import Recipe, hold_out, load_tensors
+        from mnist.training.compress import prune
+        from mnist.training.loop import hold_out, load_tensors
+        from mnist.training.recipe import Recipe
         arguments = self.arguments
         training, held_out = hold_out(load_tensors("train", "cpu", "mnist", arguments.data_dir))
         recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02)
@@ -169,11 +170,11 @@ class Workshop:
         return pruned
 
     def make_clustered(self):
-        from MNISTcompress import cluster
+        from mnist.training.compress import cluster
         return cluster(self.network.net, self.arguments.clusters)
 
     def make_pruned_clustered(self):
-        from MNISTcompress import cluster
+        from mnist.training.compress import cluster
         return cluster(self.net("pruned"), self.arguments.clusters)
 
     def make_small(self):
@@ -214,7 +215,7 @@ def make_rows(workshop, rows, test):
 def make_row(workshop, name, test, rows):
     """Make one network and give its row: its size, and its answers to the test digits."""
     from mnist.engines.runtimes import OnnxRuntimeEngine
-    from MNISTcompress import count_non_zero, ideal_bytes
+    from mnist.training.compress import count_non_zero, ideal_bytes
     from MNISTmodel import count_multiply_adds, count_parameters
     from MNISTtiming import in_batches
     kind, precision = METHODS[name]

@@ -237,7 +237,7 @@ def plot_training(path, record):
 
 
 def draw_training(figure, history, digits):
-    """The two panels of a history (see `MNISTtraining.train`); `digits`: which were watched."""
+    """The two panels of a history (see `mnist.training.loop.train`); `digits`: which were watched."""
     epochs = [line["epoch"] for line in history]
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")

@@ -34,8 +34,9 @@ from mnist.cli import (
 )
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
+from mnist.training.loop import HELD_OUT
+from mnist.training.recipe import LEARNING_RATES, Recipe
 from MNISTreport import dashed, format_study, setting_text
-from MNISTtraining import HELD_OUT, LEARNING_RATES, Recipe
 
 # The settings that can be varied, and what each kind of study tries unless told.
 SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
@@ -55,7 +56,7 @@ def main():
     arguments = parse_arguments()
     check_files(arguments)
     from mnist.engines.registry import choose_device, set_threads
-    from MNISTsearch import storage_failures
+    from mnist.training.study import storage_failures
     if arguments.worker:
         sys.stdout = open(os.devnull, "w")
     arguments.device = choose_device(arguments.device)
@@ -133,7 +134,7 @@ class Plan:
 
     def __init__(self, arguments):
         from mnist.models.registry import find_network, variants_of
-        from MNISTsearch import RANGES, RATES, default_point, grid_points
+        from mnist.training.study import RANGES, RATES, default_point, grid_points
         self.kind, self.arguments = arguments.kind, arguments
         self.name, _ = find_network(arguments.network)
         self.options, self.variant = variants_of(arguments.network)
@@ -220,7 +221,7 @@ class Trainer:
     """Trains what the workers of a study are given, on the digits that aren't held out."""
 
     def __init__(self, plan):
-        from MNISTtraining import hold_out, load_tensors
+        from mnist.training.loop import hold_out, load_tensors
         arguments = plan.arguments
         self.plan, self.device = plan, arguments.device
         training, self.held_out = hold_out(load_tensors(
@@ -233,7 +234,7 @@ class Trainer:
     def train(self, settings, seed, after_epoch=None):
         """(network, history); the history ends early where the training diverged."""
         from mnist.models.registry import find_network
-        from MNISTtraining import new_network, train
+        from mnist.training.loop import new_network, train
         network, recipe = self.plan.recipe(settings, seed)
         net = new_network(*find_network(network), recipe=recipe, device=self.device)
         made = []
@@ -255,7 +256,7 @@ class Trainer:
         """The mean held-out accuracy over the seeds of a trial's settings."""
         import optuna
 
-        from MNISTsearch import suggest
+        from mnist.training.study import suggest
         settings = suggest(trial, self.plan.space)
         trial.set_user_attr("settings", settings)
         accuracies, seconds = [], 0.0
@@ -286,7 +287,7 @@ class Diverged(Exception):
 
 def search(arguments):
     """Do the study's work, together with whoever else does, and show what it found."""
-    from MNISTsearch import Study, import_optuna, open_storage
+    from mnist.training.study import Study, import_optuna, open_storage
     plan = Plan(arguments)
     optuna = import_optuna()
     sampler = pruner = None
@@ -347,7 +348,7 @@ def stop_workers(helpers):
 
 def choose(study, plan, trainer):
     """Have the best settings read the test digits, once; the study remembers the result."""
-    from MNISTtraining import evaluate, load_tensors
+    from mnist.training.loop import evaluate, load_tensors
     rows = study.rows()
     chosen = study.note("choice")
     if rows[0]["mean"] == 0 or chosen and chosen["settings"] == rows[0]["settings"]:
@@ -372,7 +373,7 @@ def report(plan, row, done):
 def show(study, plan, trainer):
     """Print the table and what to do with it, write record and plot."""
     from mnist.machine import machine_record
-    from MNISTsearch import as_good_as_the_best
+    from mnist.training.study import as_good_as_the_best
     arguments, rows = plan.arguments, study.rows()
     if not rows:
         return  # stopped before the first was done

@@ -23,12 +23,9 @@ import sys
 from mnist.cli import add_flags, keep_stdout_for_json, make_parser, positive_int, run_program
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable, digest, save_json
-from MNISTtraining import (
+from mnist.training.loop import (
     HELD_OUT,
-    LEARNING_RATES,
     TEACHER_SHARE,
-    USUAL_BATCH,
-    Recipe,
     evaluate,
     has_bfloat16,
     hold_out,
@@ -38,6 +35,7 @@ from MNISTtraining import (
     train,
     use_bfloat16,
 )
+from mnist.training.recipe import LEARNING_RATES, USUAL_BATCH, Recipe
 
 DEFAULTS = Recipe()
 

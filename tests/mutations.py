@@ -61,12 +61,12 @@ MUTATIONS = [
     ("MNISTtiming.py", "total = totals[len(totals) // 2]", "total = totals[0]", "test_timing.py"),
     ("mnist/engines/precision.py", "if not np.isfinite(difference):", "if False:", "test_timing.py"),
     # training
-    ("MNISTtraining.py", "WARM_UP = 0.25", "WARM_UP = 0.75", "test_train.py"),
-    ("MNISTtraining.py", "generator(\"cpu\", recipe.seed, epoch))", "generator(\"cpu\", 0, epoch))",
+    ("mnist/training/loop.py", "WARM_UP = 0.25", "WARM_UP = 0.75", "test_train.py"),
+    ("mnist/training/loop.py", "generator(\"cpu\", recipe.seed, epoch))", "generator(\"cpu\", 0, epoch))",
      "test_train.py"),
-    ("MNISTtraining.py", "amount.clamp(max=0) * (x - thin)", "amount.clamp(max=0) * (thin - x)",
+    ("mnist/training/loop.py", "amount.clamp(max=0) * (x - thin)", "amount.clamp(max=0) * (thin - x)",
      "test_train.py"),
-    ("MNISTtraining.py", "shift[:, 0]], 1)", "shift[:, 1]], 1)", "test_train.py"),
+    ("mnist/training/loop.py", "shift[:, 0]], 1)", "shift[:, 1]], 1)", "test_train.py"),
     # files and windows
     ("mnist/cli.py", "        os.replace(temporary, path)",
      "        shutil.copyfile(temporary, path)", "test_killed.py"),

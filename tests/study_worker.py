@@ -9,15 +9,15 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import MNISTsearch
+import mnist.training.study
 
-MNISTsearch.HEARTBEAT, MNISTsearch.GRACE = 1, 2
+mnist.training.study.HEARTBEAT, mnist.training.study.GRACE = 1, 2
 
 
 def main():
     storage, points = sys.argv[1], int(sys.argv[2])
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.3
-    study = MNISTsearch.Study(MNISTsearch.open_storage(storage), "waiting", {"points": points},
+    study = mnist.training.study.Study(mnist.training.study.open_storage(storage), "waiting", {"points": points},
                               [{"x": x} for x in range(points)])
 
     def objective(trial):

@@ -17,7 +17,14 @@ from mnist.engines.onnx_export import check_onnx
 from mnist.engines.precision import judge_answers
 from mnist.errors import UnavailableError
 from mnist.models.weights import SHIPPED, load_network, save_weights
-from MNISTcompress import Pruner, cluster, count_non_zero, ideal_bytes, k_means, weights_of
+from mnist.training.compress import (
+    Pruner,
+    cluster,
+    count_non_zero,
+    ideal_bytes,
+    k_means,
+    weights_of,
+)
 from MNISTdsource import load_split
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")

@@ -19,8 +19,9 @@ from mnist.errors import MNISTError, UnavailableError
 from mnist.models.fold import Normalised, channels_last, fold
 from mnist.models.registry import find_network, make_network
 from mnist.models.weights import SHIPPED, load_network, save_weights, trained_path
+from mnist.training.loop import new_network, train
+from mnist.training.recipe import Recipe
 from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
-from MNISTtraining import Recipe, new_network, train
 
 OWN = own_networks.__file__
 ALL = [kind.__name__ for kind in own_networks.NETWORKS]

@@ -16,11 +16,11 @@ import pytest
 from scripts import read_until, refused, run, run_here, start
 
 from mnist.errors import UnavailableError
-from MNISTtraining import LEARNING_RATES, Recipe
+from mnist.training.recipe import LEARNING_RATES, Recipe
 
 pytest.importorskip("optuna", reason="pip install -r requirements/search.txt")
 
-import MNISTsearch  # noqa: E402
+import mnist.training.study  # noqa: E402
 from mnist.models.registry import find_network, variants_of  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -36,7 +36,7 @@ def test_the_rate_follows_the_batch_size_from_the_default():
 
 
 def test_a_grid_has_every_combination_once():
-    points = MNISTsearch.grid_points({"a": [1, 2], "b": [3], "c": ["x", "y"]})
+    points = mnist.training.study.grid_points({"a": [1, 2], "b": [3], "c": ["x", "y"]})
     assert len(points) == 4 and {tuple(point.values()) for point in points} == {
         (1, 3, "x"), (1, 3, "y"), (2, 3, "x"), (2, 3, "y")}
 
@@ -64,27 +64,27 @@ def test_variants_of_a_network(tmp_path):
 
 
 def row(*accuracies, **more):
-    mean, deviation = MNISTsearch.mean_and_deviation(accuracies)
+    mean, deviation = mnist.training.study.mean_and_deviation(accuracies)
     return dict({"accuracies": list(accuracies), "mean": mean, "deviation": deviation,
                  "pruned": False}, **more)
 
 
 def test_a_difference_within_the_seeds_deviation_is_not_called_one():
     rows = [row(0.990, 0.994), row(0.989, 0.992), row(0.950, 0.953)]
-    assert MNISTsearch.as_good_as_the_best(rows, 10000) == rows[:2]
+    assert mnist.training.study.as_good_as_the_best(rows, 10000) == rows[:2]
     rows = [row(0.9920, 0.9921), row(0.9900, 0.9901)]
-    assert MNISTsearch.as_good_as_the_best(rows, 10000) == rows[:1]
+    assert mnist.training.study.as_good_as_the_best(rows, 10000) == rows[:1]
 
 
 def test_a_difference_of_single_runs_is_held_against_the_number_of_digits():
     rows = [row(0.9920), row(0.9910), row(0.9800)]  # 9 in 10,000 is the standard error
-    assert MNISTsearch.as_good_as_the_best(rows, 10000) == rows[:2]
-    assert MNISTsearch.as_good_as_the_best(rows, 10**7) == rows[:1]
+    assert mnist.training.study.as_good_as_the_best(rows, 10000) == rows[:2]
+    assert mnist.training.study.as_good_as_the_best(rows, 10**7) == rows[:1]
 
 
 def test_the_first_trial_of_a_search_is_what_training_does_by_default():
-    space = dict(MNISTsearch.RANGES, optimizer=["sgd", "adamw"], lr=MNISTsearch.RATES)
-    point = MNISTsearch.default_point(space)
+    space = dict(mnist.training.study.RANGES, optimizer=["sgd", "adamw"], lr=mnist.training.study.RATES)
+    point = mnist.training.study.default_point(space)
     assert point == {"batch_size": 128, "weight_decay": 5e-4, "label_smoothing": 0.05,
                      "augment": 0.0, "optimizer": "sgd", "lr_sgd": 0.08}
 
@@ -94,7 +94,7 @@ def test_the_first_trial_of_a_search_is_what_training_does_by_default():
 
 def open_study(storage, points):
     """What the workers of study_worker.py work on."""
-    return MNISTsearch.Study(MNISTsearch.open_storage(storage), "waiting", {"points": points},
+    return mnist.training.study.Study(mnist.training.study.open_storage(storage), "waiting", {"points": points},
                              [{"x": x} for x in range(points)])
 
 

@@ -12,14 +12,16 @@ import pytest
 import torch
 from scripts import ROOT, refused, run, run_here, start
 
-import MNISTtraining
+import mnist.training.augment
+import mnist.training.recipe
 import TrainMNIST
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import normalise
 from mnist.errors import UnavailableError
 from mnist.models.weights import load_network, trained_path
+from mnist.training import loop
+from mnist.training.recipe import Recipe
 from MNISTmodel import NETWORKS
-from MNISTtraining import Recipe
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def test_the_seed_orders_the_digits_too(augment):
     trained = []
     for seed in (3, 3, 4):
         recipe = Recipe(seed=seed, epochs=1, batch_size=64, augment=augment)
-        net = MNISTtraining.new_network("net", NETWORKS["net"], Recipe(seed=0), "cpu")
-        MNISTtraining.train(net, recipe, digits, digits)
+        net = loop.new_network("net", NETWORKS["net"], Recipe(seed=0), "cpu")
+        loop.train(net, recipe, digits, digits)
         trained.append(net.state_dict())
     assert identical(trained[0], trained[1]) and not identical(trained[0], trained[2])
 
@@ -198,7 +200,7 @@ def test_learning_rate_is_one_cycle():
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     rates = []
     for step in range(1, 101):
-        MNISTtraining.set_learning_rate(optimiser, 0.2, step / 100)
+        loop.set_learning_rate(optimiser, 0.2, step / 100)
         rates.append(optimiser.param_groups[0]["lr"])
     assert max(rates) == pytest.approx(0.2) and 20 < np.argmax(rates) < 30
     assert rates[-1] < 1e-6 and all(rate >= 0 for rate in rates)
@@ -208,8 +210,8 @@ def test_augmentation_moves_digits_but_keeps_them():
     images = torch.zeros(200, 28, 28, dtype=torch.uint8)
     images[:, 8:20, 12:16] = 255
     x = normalise(images)
-    moved = MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0))
-    again = MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0))
+    moved = mnist.training.augment.augment(x, loop.generator("cpu", 0))
+    again = mnist.training.augment.augment(x, loop.generator("cpu", 0))
     assert torch.equal(moved, again)
     assert moved.shape == x.shape and len(torch.unique(moved.sum((1, 2, 3)))) > 190
     assert moved.min() >= x.min() - 1e-5 and moved.max() <= x.max() + 1e-5
@@ -221,7 +223,7 @@ def test_augmentation_moves_digits_across_and_down_independently():
     images = torch.zeros(200, 28, 28, dtype=torch.uint8)
     images[:, 12:16, 12:16] = 255
     x = normalise(images)
-    ink = (MNISTtraining.augment(x, MNISTtraining.generator("cpu", 0)) - x.min())[:, 0]
+    ink = (mnist.training.augment.augment(x, loop.generator("cpu", 0)) - x.min())[:, 0]
     places = torch.arange(28.0)
     total = ink.sum((1, 2))
     across = (ink.sum(1) * places).sum(1) / total
@@ -234,7 +236,7 @@ def test_augmentation_moves_digits_across_and_down_independently():
 def test_thickness_between_erosion_and_dilation():
     x = torch.zeros(3, 1, 9, 9)
     x[:, :, 3:6, 3:6] = 1
-    thinner, same, thicker = MNISTtraining.change_thickness(
+    thinner, same, thicker = mnist.training.augment.change_thickness(
         x, torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)).sum((1, 2, 3)).tolist()
     assert (thinner, same, thicker) == (1, 9, 25)
 
@@ -280,9 +282,9 @@ def few():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
-    recipe = MNISTtraining.Recipe(epochs=4, batch_size=64, augment=1.0, optimizer=optimizer)
-    whole = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
-    MNISTtraining.train(whole, recipe, *few)
+    recipe = mnist.training.recipe.Recipe(epochs=4, batch_size=64, augment=1.0, optimizer=optimizer)
+    whole = loop.new_network("Noisy", Noisy, recipe, "cpu")
+    loop.train(whole, recipe, *few)
 
     class Stop(Exception):
         pass
@@ -293,13 +295,13 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
             raise Stop
 
     for _ in range(2):
-        net = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
-        optimiser = MNISTtraining.make_optimiser(net, recipe)
+        net = loop.new_network("Noisy", Noisy, recipe, "cpu")
+        optimiser = loop.make_optimiser(net, recipe)
         history = []
         if (tmp_path / "state").exists():
             history = TrainMNIST.resume(tmp_path / "state", recipe._asdict(), net, optimiser)
         with contextlib.suppress(Stop):
-            history = MNISTtraining.train(net, recipe, *few, optimiser=optimiser, history=history,
+            history = loop.train(net, recipe, *few, optimiser=optimiser, history=history,
                                           after_epoch=stop)
     assert [line["epoch"] for line in history] == [1, 2, 3, 4]
     assert identical(whole.state_dict(), net.state_dict())
@@ -307,16 +309,16 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
 
 
 def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
-    recipe = MNISTtraining.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
+    recipe = mnist.training.recipe.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
     (images, labels), watched = few
-    teacher = MNISTtraining.new_network("net", NETWORKS["net"], recipe, "cpu")
-    MNISTtraining.train(teacher, recipe, (images, labels), watched)
+    teacher = loop.new_network("net", NETWORKS["net"], recipe, "cpu")
+    loop.train(teacher, recipe, (images, labels), watched)
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    wrong = labels[torch.randperm(len(labels), generator=MNISTtraining.generator("cpu", 0))]
+    wrong = labels[torch.randperm(len(labels), generator=loop.generator("cpu", 0))]
 
     def accuracy(**more):
-        student = MNISTtraining.new_network("small", NETWORKS["small"], recipe, "cpu")
-        return MNISTtraining.train(student, recipe, (images, wrong), watched,
+        student = loop.new_network("small", NETWORKS["small"], recipe, "cpu")
+        return loop.train(student, recipe, (images, wrong), watched,
                                    **more)[-1]["accuracy"]
     assert accuracy(teacher=teacher) > 0.8 > 0.4 > accuracy()
     assert identical(before, teacher.state_dict())
@@ -325,17 +327,17 @@ def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
 def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
     answers = torch.randn(6, 10).log_softmax(1)
     labels = torch.arange(6)
-    alone = MNISTtraining.loss_of(answers, labels, 0)
+    alone = loop.loss_of(answers, labels, 0)
     assert torch.allclose(alone, -answers[labels, labels].mean())
-    with_teacher = MNISTtraining.loss_of(answers, labels, 0, answers)
-    assert torch.allclose(with_teacher, (1 - MNISTtraining.TEACHER_SHARE) * alone, atol=1e-6)
-    other = MNISTtraining.loss_of(answers, labels, 0, answers.roll(1, 1))
+    with_teacher = loop.loss_of(answers, labels, 0, answers)
+    assert torch.allclose(with_teacher, (1 - loop.TEACHER_SHARE) * alone, atol=1e-6)
+    other = loop.loss_of(answers, labels, 0, answers.roll(1, 1))
     assert other > with_teacher + 0.1
 
 
 def test_after_step_and_frozen_parameters(few):
-    recipe = MNISTtraining.Recipe(epochs=1, batch_size=64)
-    net = MNISTtraining.new_network("Noisy", Noisy, recipe, "cpu")
+    recipe = mnist.training.recipe.Recipe(epochs=1, batch_size=64)
+    net = loop.new_network("Noisy", Noisy, recipe, "cpu")
     net.layers[0].weight.requires_grad_(False)
     frozen, steps = net.layers[0].weight.clone(), []
 
@@ -343,16 +345,16 @@ def test_after_step_and_frozen_parameters(few):
         steps.append(1)
         with torch.no_grad():
             net.layers[5].weight[:, :100] = 0
-    MNISTtraining.train(net, recipe, *few, after_step=mask)
+    loop.train(net, recipe, *few, after_step=mask)
     assert len(steps) == 8 and torch.equal(frozen, net.layers[0].weight)
     assert net.layers[5].weight[:, :100].abs().max() == 0 < net.layers[5].weight.abs().max()
     with pytest.raises(UnavailableError, match="nothing to train"):
-        MNISTtraining.make_optimiser(net.requires_grad_(False), recipe)
+        loop.make_optimiser(net.requires_grad_(False), recipe)
 
 
 def test_dilation_is_max_pooling():
     x = torch.randn(3, 1, 28, 28)
-    assert torch.equal(MNISTtraining.dilate(x), torch.nn.functional.max_pool2d(x, 3, 1, 1))
+    assert torch.equal(mnist.training.augment.dilate(x), torch.nn.functional.max_pool2d(x, 3, 1, 1))
 
 
 # --- What it computes with ------------------------------------------------------------------------
@@ -365,9 +367,9 @@ def test_bfloat16_on_a_gpu_is_not_emulated(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # true of Turing too
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
-    assert MNISTtraining.use_bfloat16("auto", "cuda", net) is has
-    assert MNISTtraining.use_bfloat16("bf16", "cuda", net)
-    assert not MNISTtraining.use_bfloat16("fp32", "cuda", net)
+    assert loop.use_bfloat16("auto", "cuda", net) is has
+    assert loop.use_bfloat16("bf16", "cuda", net)
+    assert not loop.use_bfloat16("fp32", "cuda", net)
 
 
 def test_auto_takes_float32_where_torch_lacks_a_part_of_bfloat16(monkeypatch):
@@ -382,8 +384,8 @@ def test_auto_takes_float32_where_torch_lacks_a_part_of_bfloat16(monkeypatch):
                 raise RuntimeError('"some_kernel" not implemented for \'BFloat16\'')
             return x
 
-    monkeypatch.setattr(MNISTtraining, "has_bfloat16", lambda device: True)
-    assert not MNISTtraining.use_bfloat16("auto", "cpu", Float32Only())
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: True)
+    assert not loop.use_bfloat16("auto", "cpu", Float32Only())
 
 
 def test_float32_on_a_gpu_is_not_tf32():
@@ -392,7 +394,7 @@ def test_float32_on_a_gpu_is_not_tf32():
     for backend in backends:
         backend.allow_tf32 = True
     try:
-        MNISTtraining.prepare_device(torch.device("cuda"))
+        loop.prepare_device(torch.device("cuda"))
         assert not any(backend.allow_tf32 for backend in backends)
         assert torch.backends.cudnn.deterministic
     finally:

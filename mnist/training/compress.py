@@ -57,9 +57,9 @@ class Pruner:
 
 
 def prune(net, sparsity, recipe, training, watched):
-    """(a pruned copy of `net`, history): fine-tuned as `MNISTtraining.train` does, `net` the
+    """(a pruned copy of `net`, history): fine-tuned as `mnist.training.loop.train` does, `net` the
     teacher, on the digits given."""
-    from MNISTtraining import train
+    from mnist.training.loop import train
     pruned = copy.deepcopy(net)
     steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
     history = train(pruned, recipe, training, watched, teacher=copy.deepcopy(net),

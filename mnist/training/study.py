@@ -22,7 +22,7 @@ import warnings
 
 from mnist.errors import MNISTError, UnavailableError, package_missing
 from mnist.files import check_writable
-from MNISTtraining import LEARNING_RATES, Recipe
+from mnist.training.recipe import LEARNING_RATES, Recipe
 
 # A worker says so often (seconds) that it lives, and counts as killed when it hasn't for so long.
 HEARTBEAT, GRACE = 2, 20

@@ -16,53 +16,19 @@ import inspect
 import math
 import sys
 import time
-from typing import NamedTuple
 
 from mnist.cli import show_progress
 from mnist.errors import UnavailableError
+from mnist.training.augment import augment
+from mnist.training.recipe import WARM_UP
 
 HELD_OUT = 10000  # digits at the end of the training set that are kept for choosing
-
-# Peak learning rates in batches of 128, and at other sizes as the root of the size. For SGD with
-# Nesterov momentum 0.08 in batches of 128 reads as many held-out digits as 0.05 in batches of 64
-# (both 99.33 %, mean of three seeds) in less time; 0.1 in batches of 64 and 0.08 in batches of 16
-# diverge. AdamW gets worse from 0.005 on.
-LEARNING_RATES = {"sgd": 0.08, "adamw": 0.002}
-USUAL_BATCH = 128
 MOMENTUM = 0.9
-WARM_UP = 0.25  # the part of the training in which the learning rate climbs to its peak
 
 # Distillation: how far teacher's and student's answers are softened before they are compared, and
 # what share of the loss that comparison has; the rest is that of the labels.
 TEMPERATURE = 4
 TEACHER_SHARE = 0.9
-
-# The most that a digit is turned, stretched, slanted, moved and thickened or thinned.
-ROTATION_DEGREES = 12
-SCALE = 0.12
-SHEAR = 0.2
-SHIFT_PIXELS = 2
-THICKNESS = 0.7
-
-
-class Recipe(NamedTuple):
-    """What a training does, apart from the network and the digits."""
-
-    epochs: int = 5
-    batch_size: int = USUAL_BATCH  # digits a step, over all processes
-    optimizer: str = "sgd"  # with Nesterov momentum, or "adamw"
-    lr: float = None  # the peak; None: `peak` chooses
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.05  # weight of the wrong answers in the loss
-    augment: float = 0.0  # the share of each batch's digits that `augment` changes
-    precision: str = "auto"  # "fp32", "bf16", or what `use_bfloat16` makes of "auto"
-    seed: int = 0
-
-    def peak(self):
-        """The peak learning rate."""
-        if self.lr is not None:
-            return self.lr
-        return LEARNING_RATES[self.optimizer] * math.sqrt(self.batch_size / USUAL_BATCH)
 
 
 # --- The digits -----------------------------------------------------------------------------------
@@ -86,50 +52,6 @@ def hold_out(digits):
         raise UnavailableError(f"{HELD_OUT} digits are to be held out, but there are only "
                                f"{len(digits[1])} to train on")
     return [array[:-HELD_OUT] for array in digits], [array[-HELD_OUT:] for array in digits]
-
-
-def augment(x, chance):
-    """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
-    thickened or thinned at random, the whole batch at once on its device."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    from mnist.datasets.image_set import MEAN, STD
-
-    def uniform(limit, *shape):
-        return (torch.rand(len(x), *shape, generator=chance, device=x.device) * 2 - 1) * limit
-
-    angle = uniform(math.radians(ROTATION_DEGREES))
-    across, down = 1 + uniform(SCALE), 1 + uniform(SCALE)
-    cos, sin, slant = torch.cos(angle), torch.sin(angle), uniform(SHEAR)
-    shift = uniform(SHIFT_PIXELS / 14, 2)  # grid_sample's unit is half a picture
-    matrix = torch.stack([
-        torch.stack([across * cos, across * (slant * cos - sin), shift[:, 0]], 1),
-        torch.stack([down * sin, down * (slant * sin + cos), shift[:, 1]], 1)], 1)
-    background = -MEAN / STD
-    grid = affine_grid(matrix, x.shape, align_corners=False)
-    x = grid_sample(x - background, grid, align_corners=False) + background
-    return change_thickness(x, uniform(THICKNESS, 1, 1, 1))
-
-
-def change_thickness(x, amount):
-    """Blend each digit with its dilation (amount up to 1) or its erosion (down to -1)."""
-    thick, thin = dilate(x), -dilate(-x)
-    return x + amount.clamp(min=0) * (thick - x) + amount.clamp(max=0) * (x - thin)
-
-
-def dilate(x):
-    """The largest of each pixel's 3×3 neighbourhood: what max-pooling gives with a stride of 1,
-    which on a CPU takes ten times as long for a single channel."""
-    import torch
-    for axis in (2, 3):
-        rest = x.shape[axis] - 1
-        wide = x.clone()
-        for target, source in ((1, 0), (0, 1)):
-            part = wide.narrow(axis, target, rest)
-            torch.maximum(part, x.narrow(axis, source, rest), out=part)
-        x = wide
-    return x
 
 
 # --- The loop -------------------------------------------------------------------------------------

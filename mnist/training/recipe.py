@@ -1,0 +1,32 @@
+"""What a training does, apart from the network and the images."""
+
+import math
+from typing import NamedTuple
+
+# Peak learning rates in batches of 128, and at other sizes as the root of the size. For SGD with
+# Nesterov momentum 0.08 in batches of 128 reads as many held-out digits as 0.05 in batches of 64
+# (both 99.33 %, mean of three seeds) in less time; 0.1 in batches of 64 and 0.08 in batches of 16
+# diverge. AdamW gets worse from 0.005 on.
+LEARNING_RATES = {"sgd": 0.08, "adamw": 0.002}
+USUAL_BATCH = 128
+WARM_UP = 0.25  # the part of the training in which the learning rate climbs to its peak
+
+
+class Recipe(NamedTuple):
+    """What a training does, apart from the network and the digits."""
+
+    epochs: int = 5
+    batch_size: int = USUAL_BATCH  # digits a step, over all processes
+    optimizer: str = "sgd"  # with Nesterov momentum, or "adamw"
+    lr: float = None  # the peak; None: `peak` chooses
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.05  # weight of the wrong answers in the loss
+    augment: float = 0.0  # the share of each batch's digits that `augment` changes
+    precision: str = "auto"  # "fp32", "bf16", or what `use_bfloat16` makes of "auto"
+    seed: int = 0
+
+    def peak(self):
+        """The peak learning rate."""
+        if self.lr is not None:
+            return self.lr
+        return LEARNING_RATES[self.optimizer] * math.sqrt(self.batch_size / USUAL_BATCH)

@@ -28,7 +28,7 @@ def main():
     keep_stdout_for_json(arguments.json)
     check_writable("--json", arguments.json)
     if arguments.plot:
-        from MNISTplot import check_plot
+        from mnist.bench.plots import check_plot
         check_plot("--plot", arguments.plot)
     if arguments.compare:
         return compare_records(arguments)
@@ -76,10 +76,10 @@ def parse_arguments():
 
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
+    from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
+    from mnist.bench.tables import add_speed_ups, format_comparison, publish
     from mnist.engines.registry import reference_answers, set_threads
     from MNISTdsource import load_digits
-    from MNISTreport import add_speed_ups, format_comparison, publish
-    from MNISTtiming import OtherPrograms, make_record, take_turns
 
     deadline = time.perf_counter() + arguments.seconds
     wanted = wanted_engines(arguments)
@@ -110,7 +110,7 @@ def compare_engines(arguments):
                        interrupted)
     finally:
         if arguments.plot:
-            from MNISTplot import save_plot
+            from mnist.bench.plots import save_plot
             save_plot(arguments.plot, [record])
 
 
@@ -156,8 +156,8 @@ def start(network, images, combination, batch_size, memory, options):
 
     `options`: see `mnist.engines.registry.open_engine`.
     """
+    from mnist.bench.stopwatch import Stopwatch, empty_row
     from mnist.engines.registry import open_engine, why_not
-    from MNISTtiming import Stopwatch, empty_row
     name, device, precision = combination
     facts = {"network": network.name, "weights": network.origin}
     settings = {"memory": memory} if name == "tensorrt" else {}
@@ -195,12 +195,12 @@ def close_all(stopwatches):
 
 def compare_records(arguments):
     """Show several records beside each other."""
-    from MNISTreport import format_records, read_record
+    from mnist.bench.tables import format_records, read_record
     records = [read_record(path) for path in arguments.compare]
     names = [os.path.basename(path) for path in arguments.compare]
     print(format_records(names, records, arguments.markdown))
     if arguments.plot:
-        from MNISTplot import save_plot
+        from mnist.bench.plots import save_plot
         save_plot(arguments.plot, records)
 
 

@@ -64,7 +64,7 @@ def main():
     arguments = parse_arguments()
     keep_stdout_for_json(arguments.json)
     if arguments.plot:
-        from MNISTplot import check_plot
+        from mnist.bench.plots import check_plot
         check_plot("--plot", arguments.plot)
     if arguments.json:
         check_writable("--json", arguments.json)
@@ -214,10 +214,10 @@ def make_rows(workshop, rows, test):
 
 def make_row(workshop, name, test, rows):
     """Make one network and give its row: its size, and its answers to the test digits."""
+    from mnist.bench.stopwatch import in_batches
     from mnist.engines.runtimes import OnnxRuntimeEngine
     from mnist.training.compress import count_non_zero, ideal_bytes
     from MNISTmodel import count_multiply_adds, count_parameters
-    from MNISTtiming import in_batches
     kind, precision = METHODS[name]
     started = time.perf_counter()
     show_progress(len(rows) / len(METHODS), name)
@@ -251,8 +251,8 @@ def make_row(workshop, name, test, rows):
 
 def add_times(workshop, rows, images):
     """Time every row on this machine's engines, in turns."""
+    from mnist.bench.stopwatch import Stopwatch, take_turns
     from mnist.engines.registry import ENGINES, open_engine, why_not
-    from MNISTtiming import Stopwatch, take_turns
     stopwatches = []
     wanted = [(row, kind.name, device, batch_size) for row in rows for kind in ENGINES.values()
               if not kind.on_request and kind.name != "usual-loop" for device in kind.precisions
@@ -340,7 +340,7 @@ def align(lines):
 
 def plot(path, rows):
     """Draw what is misread over bytes, and over the time of one digit on its quickest engine."""
-    from MNISTplot import draw_trade_off, new_figure, save_figure
+    from mnist.bench.plots import draw_trade_off, new_figure, save_figure
     by_size, by_time = {}, {}
     for row in rows:
         share = row["right"] / row["digits"]

@@ -106,9 +106,9 @@ def build(arguments, network, images):
 
 def time_engines(arguments, network, digits, deadline):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
+    from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
+    from mnist.bench.tables import publish
     from mnist.engines.registry import reference_answers
-    from MNISTreport import publish
-    from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
 
     images, labels, source = digits
     reference = reference_answers(network.net, images)

@@ -27,14 +27,14 @@ def main():
     keep_stdout_for_json(arguments.json)
     check_writable("--json", arguments.json)
     if arguments.mistakes:
-        from MNISTplot import check_plot
+        from mnist.bench.plots import check_plot
         check_plot("--mistakes", arguments.mistakes)
 
+    from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
+    from mnist.bench.tables import publish
     from mnist.engines.registry import choose_device, open_engine, reference_answers, set_threads
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
-    from MNISTreport import publish
-    from MNISTtiming import OtherPrograms, Stopwatch, make_record, take_turns
 
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
@@ -64,7 +64,7 @@ def save_mistakes(path, stopwatch, images, labels, weights):
     """Draw what one engine misread, if it got through all the images."""
     import numpy as np
 
-    from MNISTplot import plot_mistakes
+    from mnist.bench.plots import plot_mistakes
     answers = np.concatenate(stopwatch.answers) if stopwatch.answers else []
     if len(answers) == len(images):
         plot_mistakes(path, images, labels, answers, weights)

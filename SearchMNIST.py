@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 
+from mnist.bench.tables import dashed, format_study, setting_text
 from mnist.cli import (
     add_flags,
     keep_stdout_for_json,
@@ -36,7 +37,6 @@ from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
 from mnist.training.loop import HELD_OUT
 from mnist.training.recipe import LEARNING_RATES, Recipe
-from MNISTreport import dashed, format_study, setting_text
 
 # The settings that can be varied, and what each kind of study tries unless told.
 SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
@@ -120,7 +120,7 @@ def check_files(arguments):
     """Find out before the trainings, not after them, that a file can't be written."""
     keep_stdout_for_json(arguments.json)
     if arguments.plot:
-        from MNISTplot import check_plot
+        from mnist.bench.plots import check_plot
         check_plot("--plot", arguments.plot)
     if arguments.json:
         check_writable("--json", arguments.json)
@@ -392,7 +392,7 @@ def show(study, plan, trainer):
     if arguments.json:
         save_json(arguments.json, record)
     if arguments.plot:
-        from MNISTplot import plot_study
+        from mnist.bench.plots import plot_study
         plot_study(arguments.plot, record)
 
 

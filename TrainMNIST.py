@@ -195,8 +195,8 @@ def run_training(arguments, device, group):
 def choose_files(arguments, name):
     """Set --output and --json where they weren't given, and find out before the training, not
     after it, that one of the files can't be written."""
+    from mnist.bench.plots import check_plot
     from mnist.models.weights import trained_path
-    from MNISTplot import check_plot
     if arguments.output is None:
         stem, extension = os.path.splitext(trained_path(name))
         arguments.output = stem + ("-validate" if arguments.validate else "") + extension
@@ -312,7 +312,7 @@ def write_record(arguments, net, settings, history, result):
         "epochs": history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:
-        from MNISTplot import plot_training
+        from mnist.bench.plots import plot_training
         plot_training(arguments.plot, record)
 
 

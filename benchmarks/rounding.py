@@ -67,8 +67,8 @@ def engine_answers(name, network, precision, images):
     """The answers of one engine, float32 (N, 10)."""
     import numpy as np
 
+    from mnist.bench.stopwatch import in_batches
     from mnist.engines.registry import open_engine
-    from MNISTtiming import in_batches
     engine = open_engine(name, network.net, "cpu", precision, 64, network.stem)
     answers = np.concatenate([engine(batch).copy() for batch in in_batches(images, 64)])
     engine.close()
@@ -80,7 +80,7 @@ def grey_level_answers(net, images):
     import numpy as np
     import torch
 
-    from MNISTtiming import in_batches
+    from mnist.bench.stopwatch import in_batches
     with torch.no_grad():
         return np.concatenate([net(torch.from_numpy(batch[:, None]).float()).numpy()
                                for batch in in_batches(images, 64)])

@@ -100,7 +100,7 @@ def compare_inference(data_dir):
 
 def inference(engine, images):
     """Seconds for one pass of an engine over the images, end-to-end."""
-    from MNISTtiming import end_to_end_calls
+    from mnist.bench.stopwatch import end_to_end_calls
     return sum(seconds for seconds, _ in end_to_end_calls(engine, images))
 
 

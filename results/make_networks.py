@@ -17,9 +17,9 @@ sys.path.insert(0, os.path.dirname(HERE))
 
 from pages import ROOT, fill, read_json
 
+from mnist.bench.tables import read_record
 from mnist.cli import make_parser, run_program
 from MNISTmodel import NETWORKS, count_multiply_adds, count_parameters
-from MNISTreport import read_record
 
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}

@@ -15,9 +15,9 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 
+from mnist.bench.tables import format_comparison, read_record
 from mnist.cli import make_parser, run_program
 from mnist.files import write_atomically
-from MNISTreport import format_comparison, read_record
 
 INTRODUCTION = """\
 # Results

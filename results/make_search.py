@@ -14,8 +14,8 @@ sys.path.insert(0, os.path.dirname(HERE))
 
 from pages import fill, read_json
 
+from mnist.bench.tables import format_study
 from mnist.cli import make_parser, run_program
-from MNISTreport import format_study
 
 SHOWN = 10  # rows of a study; the record has the rest
 

@@ -53,12 +53,12 @@ MUTATIONS = [
     ("mnist/engines/trt.py", " or not floats:", ":", "test_tensorrt.py"),
     ("mnist/engines/trt_cache.py", "if record[field] != wanted:", "if False:", "test_tensorrt.py"),
     # the stopwatch
-    ("MNISTtiming.py", "yield seconds, answer.copy()", "yield seconds, answer", "test_timing.py"),
-    ("MNISTtiming.py", "        engine.compute(x)\n        engine.synchronise()\n",
+    ("mnist/bench/stopwatch.py", "yield seconds, answer.copy()", "yield seconds, answer", "test_timing.py"),
+    ("mnist/bench/stopwatch.py", "        engine.compute(x)\n        engine.synchronise()\n",
      "        engine.compute(x)\n", "test_timing.py"),
-    ("MNISTtiming.py", "CALLS_BEYOND_PERCENTILE = 10", "CALLS_BEYOND_PERCENTILE = 9",
+    ("mnist/bench/stopwatch.py", "CALLS_BEYOND_PERCENTILE = 10", "CALLS_BEYOND_PERCENTILE = 9",
      "test_timing.py"),
-    ("MNISTtiming.py", "total = totals[len(totals) // 2]", "total = totals[0]", "test_timing.py"),
+    ("mnist/bench/stopwatch.py", "total = totals[len(totals) // 2]", "total = totals[0]", "test_timing.py"),
     ("mnist/engines/precision.py", "if not np.isfinite(difference):", "if False:", "test_timing.py"),
     # training
     ("mnist/training/loop.py", "WARM_UP = 0.25", "WARM_UP = 0.75", "test_train.py"),

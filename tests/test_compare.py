@@ -12,12 +12,11 @@ import pytest
 from scripts import run, start
 
 import CompareMNIST
-import MNISTplot
-import MNISTreport
+from mnist.bench import plots, tables
+from mnist.bench.stopwatch import empty_row, make_record
 from mnist.engines import pytorch, registry
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, save_weights
-from MNISTtiming import empty_row, make_record
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
@@ -42,7 +41,7 @@ def make(scale=1.0):
     rows = [measured(engine, batch, scale * speed) for (engine, batch), speed in SPEED.items()]
     rows += [empty_row("tensorrt", "cuda", "fp16", batch, 10000, **FACTS,
                        reason="no GPU, " * 15 + "alas") for batch in (1, 64)]
-    MNISTreport.add_speed_ups(rows)
+    tables.add_speed_ups(rows)
     return make_record({"data": "MNIST"}, rows)
 
 
@@ -63,13 +62,13 @@ def files(tmp_path):
 def test_speed_up_is_over_torch_on_the_cpu_at_the_same_batch(record):
     assert [row["speed_up"] for row in record["rows"]] == [1, 1, 2.5, 1.75, None, None]
     rows = [row for row in record["rows"] if row["engine"] != "torch"]
-    MNISTreport.add_speed_ups(rows)
+    tables.add_speed_ups(rows)
     assert all(row["speed_up"] is None for row in rows)
 
 
 def test_report_fits_the_screen_and_holds_everything(record):
     record["warnings"].append("long " * 50)
-    report = MNISTreport.format_comparison(record)
+    report = tables.format_comparison(record)
     assert max(map(len, report.split("\n"))) <= 100
     for text in ("2.50x", "99.01", "skipped: no GPU", "alas", "Jetson Nano: TensorRT", "50.0",
                  "13.5", "warning: long", record["machine"]["os"][:10]):
@@ -77,12 +76,12 @@ def test_report_fits_the_screen_and_holds_everything(record):
 
 
 def test_markdown_has_as_many_cells_in_every_line(record):
-    table = MNISTreport.format_comparison(record, markdown=True).split("\n\n")[1].split("\n")
+    table = tables.format_comparison(record, markdown=True).split("\n\n")[1].split("\n")
     assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
 
 
 def test_ratio_has_about_three_digits():
-    assert [MNISTreport.ratio(x) for x in (None, 0.5, 9.99, 12.34, 123.4)] == \
+    assert [tables.ratio(x) for x in (None, 0.5, 9.99, 12.34, 123.4)] == \
         ["-", "0.50x", "9.99x", "12.3x", "123x"]
 
 
@@ -100,9 +99,9 @@ def test_records_beside_each_other(files, tmp_path):
 def test_a_row_that_the_first_record_lacks_is_compared_with_the_next(record):
     first = copy.deepcopy(record)
     del first["rows"][0]
-    rows = MNISTreport.merge_rows([first, record])
+    rows = tables.merge_rows([first, record])
     assert [(row["letter"], row["ratio"]) for row in rows
-            if MNISTreport.row_key(row) == ("torch", "cpu", "fp32", "net", 1)] == [("B", 1)]
+            if tables.row_key(row) == ("torch", "cpu", "fp32", "net", 1)] == [("B", 1)]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"schema": 1, "rows": []}', "\0"])
@@ -118,7 +117,7 @@ def test_what_is_no_record_is_refused(tmp_path, content):
 def test_plot(record, tmp_path, end):
     path = tmp_path / f"plot.{end}"
     record["rows"][2].update(status="failed", reason="WRONG: answers differ")
-    MNISTplot.save_plot(str(path), [record])
+    plots.save_plot(str(path), [record])
     assert path.stat().st_size > 5000
     if end == "svg":
         text = path.read_text()
@@ -187,7 +186,7 @@ def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_p
     def fail(*_):
         raise MNISTError("can't write it: disk full")
 
-    monkeypatch.setattr(MNISTplot, "save_plot", fail)
+    monkeypatch.setattr(plots, "save_plot", fail)
     with pytest.raises(MNISTError, match="disk full"):
         in_process(monkeypatch, small_mnist, "--engine", "torch", "--plot", str(tmp_path / "a.png"),
                    "--json", str(tmp_path / "a.json"))
@@ -221,7 +220,7 @@ def test_no_digit_misread_and_all_of_them(tmp_path):
     for name, shift in (("none", 0), ("all", 1)):
         answers = np.log(np.full((200, 10), 0.01, np.float32))
         answers[np.arange(200), (labels + shift) % 10] = np.log(0.91)
-        MNISTplot.plot_mistakes(str(tmp_path / f"{name}.svg"), images, labels, answers, "net")
+        plots.plot_mistakes(str(tmp_path / f"{name}.svg"), images, labels, answers, "net")
     assert "net: 0 of 200 digits misread" in (tmp_path / "none.svg").read_text()
     assert "the 120 surest shown" in (tmp_path / "all.svg").read_text()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scripts import run
 
+from mnist.bench.stopwatch import Stopwatch, take_turns
 from mnist.datasets.fonts import generated_digits
 from mnist.engines.cuda import MEMORIES, TorchMemory
 from mnist.engines.precision import TOLERANCE
@@ -15,7 +16,6 @@ from mnist.engines.registry import ENGINES, reference_answers
 from mnist.engines.trt import tensorrt_missing
 from mnist.engines.trt_cache import cached_engine
 from mnist.models.weights import SHIPPED, load_network
-from MNISTtiming import Stopwatch, take_turns
 
 MISSING = tensorrt_missing()
 WEIGHTS = os.path.join(SHIPPED, "net.pth")

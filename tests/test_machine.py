@@ -71,7 +71,7 @@ def test_no_jetson(tmp_path):
 
 
 def warnings_of(root):
-    from MNISTtiming import machine_warnings
+    from mnist.bench.stopwatch import machine_warnings
     return machine_warnings({"cpu_governor": None, "jetson": machine.jetson(str(root))})
 
 

@@ -565,8 +565,8 @@ def program(machine, net, digits, stem, monkeypatch):
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))
     once = {"calls": 1, "seconds": 0}
-    monkeypatch.setattr("MNISTtiming.WARM_UP", {"cuda": once})
-    monkeypatch.setattr("MNISTtiming.TURN_WARM_UP", {"cuda": once})
+    monkeypatch.setattr("mnist.bench.stopwatch.WARM_UP", {"cuda": once})
+    monkeypatch.setattr("mnist.bench.stopwatch.TURN_WARM_UP", {"cuda": once})
 
     def run_main(*arguments):
         monkeypatch.setattr(sys, "argv", ["InfMNISTcudaRT.py", "--weights", stem + ".pth",

@@ -5,7 +5,7 @@ An engine is opened by name for one device, precision and batch size:
     engine = open_engine("torch", net, device="cpu", batch_size=64)
     log_probabilities = engine(images)          # uint8 (B, 28, 28) -> float32 (B, 10), B <= 64
 
-and offers two ways in, one for each of the two times that `MNISTtiming` takes:
+and offers two ways in, one for each of the two times that `mnist.bench.stopwatch` takes:
 
     engine(images)            end-to-end: pixels in host memory to answers in host memory
     x = engine.prepare(images); engine.compute(x); engine.synchronise()      the network alone

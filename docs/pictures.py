@@ -1,11 +1,11 @@
 """The pictures of the notebook: digits, maps, filters, drawings, times.
 
-Each function gives a matplotlib figure, which a notebook shows and `MNISTplot.save_figure` saves.
+Each function gives a matplotlib figure, which a notebook shows and `mnist.bench.plots.save_figure` saves.
 """
 
 import numpy as np
 
-from MNISTplot import draw_trade_off, draw_training, new_figure, plain_ticks
+from mnist.bench.plots import draw_trade_off, draw_training, new_figure, plain_ticks
 
 INK = "gray_r"  # digits are shown as ink on paper
 DPI = 80

@@ -7,10 +7,7 @@ import collections
 import itertools
 import os
 
-from mnist.errors import UnavailableError
-from mnist.files import check_writable, write_atomically
-from mnist.machine import describe_machine
-from MNISTreport import (
+from mnist.bench.tables import (
     LETTERS,
     PUBLISHED,
     PUBLISHED_IMAGES,
@@ -21,6 +18,9 @@ from MNISTreport import (
     row_name,
     setting_text,
 )
+from mnist.errors import UnavailableError
+from mnist.files import check_writable, write_atomically
+from mnist.machine import describe_machine
 
 
 def check_plot(flag, path):

@@ -1,6 +1,6 @@
 """How a run's numbers are shown: tables, Markdown, plots, and records read back and merged.
 
-A record is what `MNISTtiming.make_record` makes and `--json` writes, or a study's.
+A record is what `mnist.bench.stopwatch.make_record` makes and `--json` writes, or a study's.
 """
 
 import collections
@@ -8,10 +8,10 @@ import itertools
 import json
 import textwrap
 
+from mnist.bench.stopwatch import SCHEMA
 from mnist.errors import UnavailableError
 from mnist.files import save_json
 from mnist.machine import describe_machine
-from MNISTtiming import SCHEMA
 
 # --- Tables ---------------------------------------------------------------------------------------
 

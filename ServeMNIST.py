@@ -104,10 +104,10 @@ def main():
     if options.workers > 1 and not (sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")):
         raise UnavailableError("--workers: only Linux shares a port fairly")
     if options.export_triton:
-        from MNISTtriton import export_repository
+        from mnist.serving.triton_repository import export_repository
         export_repository(options.export_triton, load_models(options))
         return
-    from MNISThttp import bind
+    from mnist.serving.http1 import bind
     bind(options.host, options.port).close()  # would another server that shares it be there
     sock = bind(options.host, options.port, shared=options.workers > 1)
     if options.host not in LOOPBACK:
@@ -119,9 +119,9 @@ def main():
 def serve_models(options, networks, sock):
     """Serve {name: mnist.models.weights.Network} on a socket as the options say, until told to stop."""
     from mnist.engines.registry import choose_device, set_threads
-    from MNISTbatching import choose_engine
-    from MNISTserver import Settings, serve
-    from MNISTworkers import serve_shared
+    from mnist.serving.app import Settings, serve
+    from mnist.serving.batching import choose_engine
+    from mnist.serving.workers import serve_shared
 
     threads = set_threads(options.threads or 1)  # more gain little on small batches
     asked = "torch" if options.engine == "auto" else options.engine

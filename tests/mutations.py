@@ -76,7 +76,7 @@ MUTATIONS = [
     ("MNISTcanvas.py", "data.reshape(height, stride)[:, :image.width()]",
      "data.reshape(height, stride)[:, :image.width()].T", "test_windows.py"),
     # the server
-    ("MNISTbatching.py", "rates.index(max(rates))", "rates.index(min(rates))", "test_serve.py"),
+    ("mnist/serving/batching.py", "rates.index(max(rates))", "rates.index(min(rates))", "test_serve.py"),
 ]
 
 

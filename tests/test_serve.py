@@ -480,19 +480,19 @@ def test_a_port_that_is_taken(server):
 
 
 def test_a_batch_goes_to_the_engine_that_is_quickest_for_it(monkeypatch):
-    import MNISTbatching
+    from mnist.serving import batching
     seconds = {1: 1.0, 2: 1.9, 4: 5.0, 8: 6.0}  # batches of 4 are slow here
-    monkeypatch.setattr(MNISTbatching, "open_engine", lambda *settings: types.SimpleNamespace(
+    monkeypatch.setattr(batching, "open_engine", lambda *settings: types.SimpleNamespace(
         batch_size=settings[4], detail=""))
-    monkeypatch.setattr(MNISTbatching, "fastest_call", lambda engine: seconds[engine.batch_size])
+    monkeypatch.setattr(batching, "fastest_call", lambda engine: seconds[engine.batch_size])
     network = types.SimpleNamespace(net=None, stem=None)
-    engines = MNISTbatching.Engines("torch", network, "cpu", "fp32", 8)
+    engines = batching.Engines("torch", network, "cpu", "fp32", 8)
     assert [engines.take(waiting) for waiting in range(1, 10)] == [1, 2, 2, 2, 2, 2, 7, 8, 8]
     assert [engines.best[size].batch_size for size in (1, 2, 7, 8)] == [1, 2, 8, 8]
 
 
 class FailingEngines:
-    """Stands for `MNISTbatching.Engines`; fails where a batch holds a digit that begins with 13."""
+    """Stands for `mnist.serving.batching.Engines`; fails where a batch holds a digit that begins with 13."""
 
     max_batch = 8
 
@@ -517,7 +517,7 @@ def digits_of(*values):
 
 def batch(use, **settings):
     """Run the coroutine function `use(batcher)` on a loop; gives the engines."""
-    from MNISTbatching import Batcher, Metrics
+    from mnist.serving.batching import Batcher, Metrics
     engines = FailingEngines()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -571,7 +571,7 @@ def test_a_delay_waits_for_a_full_batch_and_no_longer():
 
 def test_what_left_is_not_looked_for_again_and_again(monkeypatch):
     """When all that waits has gone, nothing is run until something comes."""
-    from MNISTbatching import Batcher, Job
+    from mnist.serving.batching import Batcher, Job
     runs = []
     run_batch = Batcher.run
     monkeypatch.setattr(Batcher, "run", lambda self: (runs.append(1), run_batch(self)))
@@ -588,8 +588,8 @@ def test_what_left_is_not_looked_for_again_and_again(monkeypatch):
 
 
 def test_waiting_too_long_and_leaving():
-    from MNISTbatching import Job
-    from MNISTprotocol import RequestError
+    from mnist.serving.batching import Job
+    from mnist.serving.protocol import RequestError
 
     async def use(batcher):
         done = []

@@ -10,7 +10,7 @@ pytest.importorskip("orjson", reason="orjson isn't installed; requirements/serve
 
 from serving import binary_request, json_request
 
-from MNISTprotocol import RequestError, read_request, write_response
+from mnist.serving.protocol import RequestError, read_request, write_response
 
 DIGITS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 LOG_PROBS = np.random.default_rng(2).normal(-5, 2, (3, 10)).astype(np.float32)

@@ -10,7 +10,7 @@ from scripts import run
 
 from mnist.datasets.image_set import normalise
 from mnist.models.weights import load_network
-from MNISTtriton import export_repository
+from mnist.serving.triton_repository import export_repository
 
 pytest.importorskip("onnx", reason="onnx isn't installed")
 
@@ -115,14 +115,14 @@ def test_tensorrt_engines_go_along_where_they_belong_to_these_weights(
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, network, monkeypatch):
-    import MNISTtriton
+    from mnist.serving import triton_repository
     _, err = run("ServeMNIST.py", "--export-triton", tmp_path.parent, status=2)
     assert "is there already" in err
 
     def fail(graph):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(MNISTtriton, "takes_bytes", fail)
-    with pytest.raises(MNISTtriton.MNISTError, match="No space left"):
+    monkeypatch.setattr(triton_repository, "takes_bytes", fail)
+    with pytest.raises(triton_repository.MNISTError, match="No space left"):
         export_repository(tmp_path / "repository", {"net": network})
     assert os.listdir(tmp_path) == []
 

@@ -11,8 +11,8 @@ import signal
 import tempfile
 
 from mnist.errors import MNISTError
-from MNISThttp import bind
-from MNISTserver import STOP_SECONDS, serve
+from mnist.serving.app import STOP_SECONDS, serve
+from mnist.serving.http1 import bind
 
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client keeps what processes share
 

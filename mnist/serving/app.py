@@ -1,7 +1,7 @@
 """The server: which path means what, the models behind it, the page, and a clean end.
 
-`serve` runs it until SIGTERM or Ctrl-C. Everything happens on one event loop: `MNISThttp` carries
-requests here, `MNISTprotocol` reads them, `MNISTbatching` has them answered.
+`serve` runs it until SIGTERM or Ctrl-C. Everything happens on one event loop: `mnist.serving.http1` carries
+requests here, `mnist.serving.protocol` reads them, `mnist.serving.batching` has them answered.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import prometheus_client.multiprocess
 
 from mnist.engines.registry import set_threads
 from mnist.errors import warn
-from MNISTbatching import Batcher, Engines, Job, Metrics
-from MNISThttp import BINARY, HttpServer
-from MNISTpage import FirstLayer, PageRoutes
-from MNISTprotocol import (
+from mnist.serving.batching import Batcher, Engines, Job, Metrics
+from mnist.serving.http1 import BINARY, HttpServer
+from mnist.serving.page import FirstLayer, PageRoutes
+from mnist.serving.protocol import (
     MODEL_VERSION,
     RequestError,
     model_config,
@@ -35,7 +35,7 @@ Model = collections.namedtuple("Model", "name engines batcher first_layer facts"
 Model.__doc__ = """A network that is served.
 
 batcher      the `Batcher` before its `engines`
-first_layer  a `MNISTpage.FirstLayer`
+first_layer  a `mnist.serving.page.FirstLayer`
 facts        what the page says of it, a dictionary
 """
 

@@ -22,7 +22,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from mnist.engines.precision import judge_answers
 from mnist.engines.registry import ENGINES, open_engine, reference_answers, why_not
 from mnist.errors import MNISTError, UnavailableError
-from MNISTprotocol import RequestError
+from mnist.serving.protocol import RequestError
 
 LONGEST_TURN = 0.05  # seconds in which nothing but batches is computed
 TRIAL = 0.03  # seconds in which an engine is timed for each batch size

@@ -15,16 +15,16 @@ from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError
 from mnist.files import ROOT
+from mnist.serving.http1 import BINARY, HTML
+from mnist.serving.protocol import RequestError
 from MNISTdsource import load_split
-from MNISThttp import BINARY, HTML
-from MNISTprotocol import RequestError
 
 PAGE = os.path.join(ROOT, "web", "index.html")
 LARGEST_DRAWING = 2048  # pixels along a side
 
 
 class PageRoutes:
-    """Answers the page. `models`: {name: `MNISTserver.Model`}; `data_dir`: where MNIST is, which is
+    """Answers the page. `models`: {name: `mnist.serving.app.Model`}; `data_dir`: where MNIST is, which is
     used where it is already there, never fetched."""
 
     def __init__(self, models, data_dir):

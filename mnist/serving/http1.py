@@ -24,7 +24,7 @@ import httptools
 import orjson
 
 from mnist.errors import UnavailableError
-from MNISTprotocol import RequestError
+from mnist.serving.protocol import RequestError
 
 Limits = collections.namedtuple("Limits", "connections head body bodies grace rate idle")
 Limits.__doc__ = """What a server takes, beyond which it answers 4xx or 503.

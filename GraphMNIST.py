@@ -15,7 +15,7 @@ from mnist.cli import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `MNISTwindow.DigitWindow` wants it. Opening takes seconds."""
+    """The network on one engine, as `mnist.gui.window.DigitWindow` wants it. Opening takes seconds."""
 
     batch_size = 64
 
@@ -54,7 +54,7 @@ class AnswerPanel:
     def __init__(self):
         from PyQt5.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
-        from MNISTwidgets import AnswerView, DigitView, ProbabilityBars, captioned
+        from mnist.gui.widgets import AnswerView, DigitView, ProbabilityBars, captioned
 
         self.answer = AnswerView()
         self.bars = ProbabilityBars()
@@ -93,7 +93,7 @@ class AnswerPanel:
 
 def make_window(options):
     """The window, not yet shown."""
-    from MNISTwindow import DigitWindow
+    from mnist.gui.window import DigitWindow
 
     return DigitWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), options.data_dir,
                        size=(960, 660), stretch=(3, 2))
@@ -114,7 +114,7 @@ def read_options(argv=None):
 def main(argv=None):
     """Open the window and wait until it is closed."""
     options = read_options(argv)
-    from MNISTapplication import run_window
+    from mnist.gui.application import run_window
 
     run_window("GraphMNIST", lambda: make_window(options))
 

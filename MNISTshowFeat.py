@@ -81,7 +81,7 @@ class LayerTab:
         """`maps`: those of any digit, for their number and size."""
         from PyQt5.QtWidgets import QLabel
 
-        from MNISTwidgets import MapGrid, NumberGrid
+        from mnist.gui.widgets import MapGrid, NumberGrid
 
         self.layer = layer
         number, wide = len(maps.maps), layer.filters is None
@@ -140,7 +140,7 @@ class LayerTab:
 
     def show_choice(self):
         """Frame the chosen map everywhere, say how it responds, and show its numbers."""
-        from MNISTwidgets import signed
+        from mnist.gui.widgets import signed
 
         for grid in self.grids:
             grid.choose(self.chosen)
@@ -171,7 +171,7 @@ class FeaturePanel:
     def __init__(self):
         from PyQt5.QtWidgets import QHBoxLayout, QTabWidget, QWidget
 
-        from MNISTwidgets import AnswerView, DigitView, captioned
+        from mnist.gui.widgets import AnswerView, DigitView, captioned
 
         self.answer = AnswerView()
         self.network_input = DigitView()
@@ -356,7 +356,7 @@ def read_options(argv=None):
 
 def make_window(options):
     """The window, not yet shown."""
-    from MNISTwindow import DigitWindow
+    from mnist.gui.window import DigitWindow
 
     return DigitWindow("MNISTshowFeat", FeaturePanel(), lambda: open_reader(options),
                        options.data_dir, size=(1180, 760), stretch=(2, 5))
@@ -368,7 +368,7 @@ def main(argv=None):
     if options.save:
         save_pictures(options)
         return
-    from MNISTapplication import run_window
+    from mnist.gui.application import run_window
 
     run_window("MNISTshowFeat", lambda: make_window(options))
 

@@ -71,9 +71,9 @@ MUTATIONS = [
     ("mnist/cli.py", "        os.replace(temporary, path)",
      "        shutil.copyfile(temporary, path)", "test_killed.py"),
     ("mnist/cli.py", "if not os.access(folder, os.W_OK):", "if False:", "test_disk.py"),
-    ("MNISTcanvas.py", "self.history.append((QImage(self.picture),",
+    ("mnist/gui/canvas.py", "self.history.append((QImage(self.picture),",
      "self.history.append((self.picture,", "test_windows.py"),
-    ("MNISTcanvas.py", "data.reshape(height, stride)[:, :image.width()]",
+    ("mnist/gui/canvas.py", "data.reshape(height, stride)[:, :image.width()]",
      "data.reshape(height, stride)[:, :image.width()].T", "test_windows.py"),
     # the server
     ("mnist/serving/batching.py", "rates.index(max(rates))", "rates.index(min(rates))", "test_serve.py"),

@@ -7,8 +7,8 @@ from windows import draw, ink
 
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.image_set import normalise
+from mnist.gui.canvas import Canvas
 from mnist.models.weights import load_network
-from MNISTcanvas import Canvas
 
 SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen
 

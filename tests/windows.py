@@ -19,10 +19,10 @@ from PyQt5.QtGui import QMouseEvent
 from PyQt5.QtTest import QTest
 from PyQt5.QtWidgets import QApplication, QWidget
 
-import MNISTapplication
-import MNISTcanvas
+import mnist.gui.application
+import mnist.gui.canvas
 
-application = MNISTapplication.start_application("tests")
+application = mnist.gui.application.start_application("tests")
 
 # A digit as strokes of (x, y), on a scale of 0 to 1.
 SEVEN = [[(0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (0.62, 0.5), (0.48, 0.85)]]
@@ -85,7 +85,7 @@ def key(window, key, modifier=Qt.NoModifier):
 
 def place(canvas, x, y):
     """QPointF of the canvas widget for coordinates from 0 to 1."""
-    square = MNISTcanvas.largest_square(canvas.rect())
+    square = mnist.gui.canvas.largest_square(canvas.rect())
     return QPointF(square.x() + x * square.width(), square.y() + y * square.height())
 
 
@@ -113,7 +113,7 @@ def hover(grid, index):
 
 def ink(canvas):
     """The drawing, uint8 (H, W)."""
-    return MNISTcanvas.to_array(canvas.picture)
+    return mnist.gui.canvas.to_array(canvas.picture)
 
 
 def write_idx(path, array):

@@ -34,7 +34,7 @@ pooled  float32 (N, h, w), the same maps made smaller, as the next layer receive
 
 
 class FeatureReader:
-    """A network with its inner layers, as `MNISTwindow.DigitWindow` wants it."""
+    """A network with its inner layers, as `mnist.gui.window.DigitWindow` wants it."""
 
     batch_size = 64
 

@@ -5,7 +5,7 @@ from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal
 from PyQt5.QtGui import QColor, QPainter, QPen
 from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
-from MNISTcanvas import largest_square, to_image
+from mnist.gui.canvas import largest_square, to_image
 
 ACCENT = QColor("#2f6fdb")
 RIGHT, WRONG, MARK = QColor("#1a7f4b"), QColor("#c62f3b"), QColor("#ff9d00")

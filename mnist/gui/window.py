@@ -27,7 +27,7 @@ from PyQt5.QtWidgets import (
 
 from mnist.datasets.download import DataError
 from mnist.datasets.drawing import digit_from_drawing
-from MNISTcanvas import PEN_WIDTH, PEN_WIDTHS, Canvas, read_picture, to_array, write_picture
+from mnist.gui.canvas import PEN_WIDTH, PEN_WIDTHS, Canvas, read_picture, to_array, write_picture
 from MNISTdsource import load_split
 
 

@@ -14,12 +14,11 @@ import numpy as np
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.image_set import normalise
 from mnist.errors import MNISTError
-from mnist.files import ROOT
 from mnist.serving.http1 import BINARY, HTML
 from mnist.serving.protocol import RequestError
 from MNISTdsource import load_split
 
-PAGE = os.path.join(ROOT, "web", "index.html")
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
 LARGEST_DRAWING = 2048  # pixels along a side
 
 

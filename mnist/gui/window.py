@@ -268,6 +268,7 @@ class DigitWindow(QMainWindow):
         """In the worker: (digit, label, what the network says)."""
         if digit is None:
             digit = digit_from_drawing(to_array(picture))
+            digit = None if digit is None else digit[0]
         if digit is None or self.network is None:
             return digit, label, None
         return digit, label, self.network.look(digit)

@@ -11,7 +11,7 @@ examples:
 
 The engines take turns, so that what disturbs this machine for a while disturbs all of them alike,
 and go on until their times are steady or --seconds are up. An engine that can't run keeps its row
-and says why. One whose answers are wrong is marked, and the exit status is 1.
+and says why. One whose results are wrong is marked, and the exit status is 1.
 """
 
 import os
@@ -62,7 +62,7 @@ def parse_arguments():
     if arguments.compare:
         for name, value in vars(arguments).items():
             if value != parser.get_default(name) and name not in (
-                    "compare", "plot", "markdown", "debug"):
+                    "compare", "plot", "markdown"):
                 parser.error(f"--compare measures nothing: --{name.replace('_', '-')} has no "
                              "effect beside it")
     if arguments.network and arguments.weights and \
@@ -78,16 +78,16 @@ def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
     from mnist.bench.tables import add_speed_ups, format_comparison, publish
-    from mnist.engines.registry import reference_answers, set_threads
+    from mnist.engines.registry import reference_log_probs, set_threads
     from MNISTdsource import load_digits
 
     deadline = time.perf_counter() + arguments.seconds
     wanted = wanted_engines(arguments)
     networks = load_networks(arguments)
     threads = set_threads(arguments.threads)
-    images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
+    images, targets, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
-    references = {network: reference_answers(network.net, images) for network in networks}
+    references = {network: reference_log_probs(network.net, images) for network in networks}
 
     others = OtherPrograms()
     options = {"tuning": not arguments.no_tuning, "data_dir": arguments.data_dir}
@@ -98,7 +98,7 @@ def compare_engines(arguments):
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     used_by_others = others.share()
     rows = [entry if isinstance(entry, dict)
-            else entry.row(labels, references[network], arguments.repeat)
+            else entry.row(targets, references[network], arguments.repeat)
             for entry, network in entries]
     close_all(stopwatches)
     add_speed_ups(rows)

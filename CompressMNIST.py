@@ -26,7 +26,6 @@ from mnist.cli import (
     positive_int,
     run_program,
     show_progress,
-    work_to_keep,
 )
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
@@ -46,8 +45,8 @@ METHODS = collections.OrderedDict((
 ))
 
 LEGEND = """\
-changed: answers other than the original's. ideal: what an ideal coding of the weights would take, a
-bound that no file here reaches. ms: median per batch, end-to-end, and how much faster that is than
+changed: predictions other than the original's. ideal: what an ideal coding of the weights would
+take, a bound that no file here reaches. ms: median per batch, end-to-end, and how much faster that is than
 the original in float32 on the same engine; -: that engine doesn't compute so here.
 
 What may be misread: no engine here computes zeros or shared weights any faster, and none reads them
@@ -80,9 +79,8 @@ def main():
     workshop = Workshop(network, arguments)
     rows = [make_row(workshop, "original", test, [])]
     try:
-        with work_to_keep():
-            status = make_rows(workshop, rows, test)
-            add_times(workshop, rows, test[0])
+        status = make_rows(workshop, rows, test)
+        add_times(workshop, rows, test[0])
     except KeyboardInterrupt:
         show_progress(None)
         print("interrupted; what was finished follows", file=sys.stderr)
@@ -159,10 +157,12 @@ class Workshop:
 
     def make_pruned(self):
         from mnist.training.compress import prune
-        from mnist.training.loop import hold_out, load_tensors
+        from mnist.training.loop import hold_out, to_tensors
         from mnist.training.recipe import Recipe
+        from MNISTdsource import load_digits
         arguments = self.arguments
-        training, held_out = hold_out(load_tensors("train", "cpu", "mnist", arguments.data_dir))
+        training, held_out = hold_out(to_tensors(
+            load_digits("train", "mnist", arguments.data_dir), "cpu"))
         recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02)
         pruned, history = prune(self.network.net, arguments.sparsity, recipe, training, held_out)
         self.notes["pruned"] = {"held_out_accuracy": history[-1]["accuracy"],
@@ -213,31 +213,31 @@ def make_rows(workshop, rows, test):
 
 
 def make_row(workshop, name, test, rows):
-    """Make one network and give its row: its size, and its answers to the test digits."""
+    """Make one network and give its row: its size, and its predictions for the test digits."""
     from mnist.bench.stopwatch import in_batches
     from mnist.engines.runtimes import OnnxRuntimeEngine
     from mnist.training.compress import count_non_zero, ideal_bytes
-    from MNISTmodel import count_multiply_adds, count_parameters
+    from MNISTmodel import count_macs, count_parameters
     kind, precision = METHODS[name]
     started = time.perf_counter()
     show_progress(len(rows) / len(METHODS), name)
     graph = workshop.graph(kind, precision)
     net = workshop.net(kind)
     engine = OnnxRuntimeEngine(graph, "cpu", precision, 100)
-    answers = [digit for batch in in_batches(test[0], 100)
+    predictions = [digit for batch in in_batches(test[0], 100)
                for digit in engine(batch).argmax(1).tolist()]
     engine.close()
     show_progress(None)
-    first = rows[0]["answers"] if rows else answers
+    first = rows[0]["predictions"] if rows else predictions
     packed = "pruned" in kind or "clustered" in kind
     row = {
         "method": name, "precision": precision, "parameters": count_parameters(net),
-        "non_zero": count_non_zero(net), "multiply_adds": count_multiply_adds(net),
+        "non_zero": count_non_zero(net), "macs": count_macs(net),
         "onnx_bytes": len(graph), "gzip_bytes": len(gzip.compress(graph, 9)),
         "ideal_bytes": ideal_bytes(net) if packed and precision == "fp32" else None,
-        "right": sum(int(a) == int(b) for a, b in zip(answers, test[1])),
-        "changed": sum(a != b for a, b in zip(answers, first)),
-        "digits": len(answers), "answers": answers, "times": [],
+        "right": sum(int(a) == int(b) for a, b in zip(predictions, test[1])),
+        "changed": sum(a != b for a, b in zip(predictions, first)),
+        "digits": len(predictions), "predictions": predictions, "times": [],
         "seconds": time.perf_counter() - started,
     }
     row.update(workshop.notes.get(kind, {}) if precision == "fp32" else {})
@@ -290,7 +290,7 @@ def show(arguments, network, rows):
     print("\n".join([f"{network.origin}, {rows[0]['digits']:,} test digits of MNIST",
                      "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
     for row in rows:
-        del row["answers"]
+        del row["predictions"]
     if arguments.json:
         save_json(arguments.json, {
             "schema": 1, "machine": machine_record(), "rows": rows, "settings": {
@@ -301,19 +301,21 @@ def show(arguments, network, rows):
 
 
 def format_sizes(rows):
-    """The table of sizes and answers, as text."""
-    lines = [("", "parameters", "non-zero", "mult-adds", "ONNX bytes", "gzipped", "ideal", "right",
+    """The table of sizes and predictions, as text."""
+    from mnist.bench.tables import align
+    lines = [("", "parameters", "non-zero", "MACs", "ONNX bytes", "gzipped", "ideal", "right",
               "changed")]
     for row in rows:
         lines.append((row["method"],) + tuple(
             "-" if row[key] is None else f"{row[key]:,}" for key in (
-                "parameters", "non_zero", "multiply_adds", "onnx_bytes", "gzip_bytes",
+                "parameters", "non_zero", "macs", "onnx_bytes", "gzip_bytes",
                 "ideal_bytes", "right", "changed")))
-    return align(lines)
+    return "\n".join(align(lines, 1, "  "))
 
 
 def format_times(rows):
     """The table of times, as text."""
+    from mnist.bench.tables import align
     columns = [(time_["engine"], time_["device"], time_["batch_size"])
                for time_ in rows[0]["times"]]
     if not columns:
@@ -327,15 +329,7 @@ def format_times(rows):
             ms, base = time_of(row, *column), time_of(rows[0], *column)
             cells.append("-" if ms is None else f"{ms:.3f} {base / ms:4.1f}x")
         lines.append(cells)
-    return align(lines)
-
-
-def align(lines):
-    """Lines of cells as text: the names to the left, the numbers to the right."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(
-        cell.ljust(width) if k == 0 else cell.rjust(width)
-        for k, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    return "\n".join(align(lines, 1, "  "))
 
 
 def plot(path, rows):

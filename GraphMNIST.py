@@ -15,7 +15,7 @@ from mnist.cli import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `mnist.gui.window.DigitWindow` wants it. Opening takes seconds."""
+    """The network on one engine, as `DigitWindow` wants it. Opening takes seconds."""
 
     batch_size = 64
 

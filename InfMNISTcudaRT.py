@@ -8,8 +8,8 @@ examples:
   python InfMNISTcudaRT.py --engine other.rt        times an engine built elsewhere
 
 The weights become an ONNX graph, that becomes an engine, both named after the weights, and its
-answers are compared with torch's. An engine is kept, and built anew when the weights, TensorRT or
-the GPU have changed. docs/tensorrt.md explains every step.
+log-probabilities are compared with torch's. An engine is kept, and built anew when the weights,
+TensorRT or the GPU have changed. docs/tensorrt.md explains every step.
 """
 
 import collections
@@ -108,10 +108,10 @@ def time_engines(arguments, network, digits, deadline):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
     from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
     from mnist.bench.tables import publish
-    from mnist.engines.registry import reference_answers
+    from mnist.engines.registry import reference_log_probs
 
-    images, labels, source = digits
-    reference = reference_answers(network.net, images)
+    images, targets, source = digits
+    reference = reference_log_probs(network.net, images)
     others = OtherPrograms()
     stopwatches = []
     for engine, path in open_engines(arguments, network, images):
@@ -120,7 +120,7 @@ def time_engines(arguments, network, digits, deadline):
         print(f"{path}: {engine.detail}\n  for a second opinion: "
               + trtexec_line(path, engine.batch_size), flush=True)
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    rows = [stopwatch.row(labels, reference, arguments.repeat) for stopwatch in stopwatches]
+    rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
     used_by_others = others.share()
     settings = {"data": source, "dynamic": arguments.dynamic, "repeat": arguments.repeat,
                 "seconds": arguments.seconds}

@@ -6,7 +6,7 @@ examples:
   python InferenceMNIST.py --batch-size 1 8 64 512 --repeat 5 --json record.json
   python InferenceMNIST.py --mistakes mistakes.png  the confusion matrix and the misread digits
 
-Every time stands beside the accuracy of the same answers. For TensorRT see InfMNISTcudaRT.py, for
+Every time stands beside the accuracy of the same results. For TensorRT see InfMNISTcudaRT.py, for
 every engine of this machine side by side CompareMNIST.py.
 """
 
@@ -22,7 +22,7 @@ def main():
               "batch-size", "threads", "limit", "repeat", "seconds", "json")
     parser.add_argument("--mistakes", metavar="FILE",
                         help="draw the confusion matrix and the misread digits, each with its "
-                             "number, truth, answer and probability (.png, .svg, .pdf)")
+                             "number, class, prediction and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
     check_writable("--json", arguments.json)
@@ -32,7 +32,7 @@ def main():
 
     from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
     from mnist.bench.tables import publish
-    from mnist.engines.registry import choose_device, open_engine, reference_answers, set_threads
+    from mnist.engines.registry import choose_device, open_engine, reference_log_probs, set_threads
     from mnist.models.weights import load_network
     from MNISTdsource import load_digits
 
@@ -41,15 +41,15 @@ def main():
     device = choose_device(arguments.device)
     network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
     print(f"weights: {network.origin}", flush=True)
-    images, labels, source = load_digits("test", arguments.data, arguments.data_dir,
+    images, targets, source = load_digits("test", arguments.data, arguments.data_dir,
                                          arguments.limit)
-    reference = reference_answers(network.net, images)
+    reference = reference_log_probs(network.net, images)
     others = OtherPrograms()
     stopwatches = [Stopwatch(open_engine("torch", network.net, device, batch_size=batch_size),
                              images, network=network.name, weights=network.origin)
                    for batch_size in arguments.batch_size]
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    rows = [stopwatch.row(labels, reference, arguments.repeat) for stopwatch in stopwatches]
+    rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
     settings = {"data": source, "threads": threads, "repeat": arguments.repeat,
                 "seconds": arguments.seconds}
     try:
@@ -57,17 +57,17 @@ def main():
                        interrupted=interrupted)
     finally:
         if arguments.mistakes:
-            save_mistakes(arguments.mistakes, stopwatches[0], images, labels, network.origin)
+            save_mistakes(arguments.mistakes, stopwatches[0], images, targets, network.origin)
 
 
-def save_mistakes(path, stopwatch, images, labels, weights):
+def save_mistakes(path, stopwatch, images, targets, weights):
     """Draw what one engine misread, if it got through all the images."""
     import numpy as np
 
     from mnist.bench.plots import plot_mistakes
-    answers = np.concatenate(stopwatch.answers) if stopwatch.answers else []
-    if len(answers) == len(images):
-        plot_mistakes(path, images, labels, answers, weights)
+    log_probs = np.concatenate(stopwatch.log_probs) if stopwatch.log_probs else []
+    if len(log_probs) == len(images):
+        plot_mistakes(path, images, targets, log_probs, weights)
 
 
 if __name__ == "__main__":

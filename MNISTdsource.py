@@ -28,7 +28,7 @@ SPLITS = {
 
 
 def load_split(split, data_dir=None, download=True):
-    """MNIST's "train" or "test" digits: images uint8 (N, 28, 28), labels uint8 (N,).
+    """MNIST's "train" or "test" digits: images uint8 (N, 28, 28), targets uint8 (N,).
 
     Looks in `data_dir`, else in the folder that the environment variable MNIST_DATA names, else in
     data/ beside the scripts, and no further: a folder that was named and doesn't hold the files is
@@ -46,20 +46,21 @@ def load_split(split, data_dir=None, download=True):
     for name in missing:
         fetch(name, folder)
     image_path, label_path = (find_file(folder, name) for name in names)
-    images, labels = read_idx(image_path), read_idx(label_path)
+    images, targets = read_idx(image_path), read_idx(label_path)
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
         raise IdxError(f"{image_path} holds {images.dtype} {images.shape}, not images: "
                        "uint8 (N, 28, 28)")
-    if labels.dtype != np.uint8 or labels.ndim != 1:
-        raise IdxError(f"{label_path} holds {labels.dtype} {labels.shape}, not labels: uint8 (N,)")
-    if len(images) != len(labels):
+    if targets.dtype != np.uint8 or targets.ndim != 1:
+        raise IdxError(f"{label_path} holds {targets.dtype} {targets.shape}, not labels: "
+                       "uint8 (N,)")
+    if len(images) != len(targets):
         raise IdxError(f"{image_path} holds {len(images)} images, but {label_path} "
-                       f"{len(labels)} labels")
-    if len(labels) == 0:
-        raise IdxError(f"{label_path} holds no labels at all")
-    if labels.max() > 9:
-        raise IdxError(f"{label_path} holds the label {labels.max()}, above 9")
-    return images, labels
+                       f"{len(targets)} targets")
+    if len(targets) == 0:
+        raise IdxError(f"{label_path} holds no targets at all")
+    if targets.max() > 9:
+        raise IdxError(f"{label_path} holds the label {targets.max()}, above 9")
+    return images, targets
 
 
 def find_file(folder, name):
@@ -74,7 +75,7 @@ def find_file(folder, name):
 
 
 def load_digits(split, source="auto", data_dir=None, limit=None):
-    """The first `limit` digits of a split, and where they are from: (images, labels, source).
+    """The first `limit` digits of a split, and where they are from: (images, targets, source).
 
     `source` asks for "mnist", for "generated" digits, or with "auto" for MNIST, and where that
     can't be had for generated digits, with a warning. A folder that was named, by `data_dir` or by
@@ -82,8 +83,8 @@ def load_digits(split, source="auto", data_dir=None, limit=None):
     """
     if source != "generated":
         try:
-            images, labels = load_split(split, data_dir)
-            return images[:limit], labels[:limit], "MNIST"
+            images, targets = load_split(split, data_dir)
+            return images[:limit], targets[:limit], "MNIST"
         except DataError as error:
             if source == "mnist" or data_dir or os.environ.get("MNIST_DATA"):
                 raise

@@ -1,4 +1,4 @@
-"""The networks, and the registry of the built-in ones. Knows torch.
+"""The networks, and the registry of the built-in ones.
 
 A network takes normalised float32 (B, 1, 28, 28) and gives float32 (B, 10) log-probabilities; that
 is the whole contract, for these and for your own (`--network FILE.py:CLASS`). A built-in one is
@@ -16,7 +16,7 @@ from torch import nn
 class Net(nn.Module):
     """LeNet-style classifier of 28×28 digits, 431,080 parameters: the network of the project.
 
-    Input: float32 (B, 1, 28, 28), normalised as `mnist.datasets.image_set.normalise` does. Output: float32
+    Input: float32 (B, 1, 28, 28), normalised as mnist/datasets/image_set.py does. Output: float32
     (B, 10), the log-probability of each digit. Source: the network of NVIDIA's TensorRT sample
     `network_api_pytorch_mnist`, with the same state-dict keys, so that weights travel both ways.
     """
@@ -37,10 +37,10 @@ class Net(nn.Module):
 
 
 class Small(nn.Module):
-    """Five narrow convolutions with batch norm: 17,530 parameters and 0.48 million multiply-adds a
+    """Five narrow convolutions with batch norm: 17,530 parameters and 0.48 million MACs a
     digit, where `Net` has 431,080 and 2.3 million.
 
-    Distilled from `Net` it reads nearly as many digits (see `TrainMNIST.py --teacher`). Depth does
+    Distilled from `Net` it is nearly as accurate (see `TrainMNIST.py --teacher`). Depth does
     more for it than width; widths of 16 and 32 are what vector units are quickest with; batch norm
     stands where it can be folded into the convolution before it.
     """
@@ -162,7 +162,7 @@ Call = collections.namedtuple("Call", "module input output")
 
 
 def calls(net, x, copied=False):
-    """Each `Call` of an innermost module while net(x) is computed, in their order.
+    """(each `Call` of an innermost module while net(x) is computed, in their order; net(x)).
 
     `copied`: its output as it was, where the next module may overwrite it in place.
     """
@@ -175,11 +175,11 @@ def calls(net, x, copied=False):
     hooks = [module.register_forward_hook(note) for module in net.modules()
              if not list(module.children())]
     try:
-        net(x)
+        output = net(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return made
+    return made, output
 
 
 def count_parameters(net):
@@ -187,10 +187,9 @@ def count_parameters(net):
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def count_multiply_adds(net):
-    """How often a network multiplies and adds for one digit, in its convolutions and linear layers.
-    """
+def count_macs(net):
+    """How many MACs (multiply-accumulates) one digit takes, in convolutions and linear layers."""
     with torch.no_grad():
-        made = calls(net, torch.zeros(1, 1, 28, 28))
+        made, _ = calls(net, torch.zeros(1, 1, 28, 28))
     return sum(call.output.numel() * call.module.weight[0].numel() for call in made
                if isinstance(call.module, (nn.Conv2d, nn.Linear)))

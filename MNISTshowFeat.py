@@ -272,17 +272,17 @@ def choose_digit(options):
     from MNISTdsource import load_split
 
     try:
-        images, labels = load_split("test", options.data_dir, download=False)
+        images, targets = load_split("test", options.data_dir, download=False)
     except DataError as error:
         if options.sample is not None:
             raise
         warn(f"MNIST is not here ({str(error).splitlines()[0]}); taking a generated digit")
-        images, labels = generated_digits(1, seed=0)
-        return images[0], f"A generated {labels[0]}"
+        images, targets = generated_digits(1, seed=0)
+        return images[0], f"A generated {targets[0]}"
     index = options.sample or 0
     if index >= len(images):
         raise UnavailableError(f"--sample {index}: there are {len(images)} test digits, from 0")
-    return images[index], f"Test digit {index}, a {labels[index]}"
+    return images[index], f"Test digit {index}, a {targets[index]}"
 
 
 def save_picture(folder, name, title, grids, digit=None):

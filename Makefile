@@ -2,7 +2,6 @@
 # make test          set up .venv, lint, run the tests
 # make test-all      every test there is, and the fuzzers and the kills at length
 # make test-gpu      the tests that need a CUDA GPU; all of them are skipped without
-# make test-mutations break the code on purpose in many places: a test has to fail for each
 # make test-tensorrt hold our calls against the real TensorRT bindings and pycuda, which it fetches
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
@@ -23,9 +22,6 @@ test-all: test
 
 test-gpu: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m gpu
-
-test-mutations: $(VENV)/installed-test
-	$(VENV)/bin/python tests/mutations.py
 
 test-tensorrt: $(VENV)/installed-test
 	$(VENV)/bin/python tests/real_tensorrt.py
@@ -56,4 +52,4 @@ $(OLDEST)/installed: requirements/oldest.txt requirements/test.txt
 clean:
 	rm -rf $(VENV) $(OLDEST) .venv-tensorrt
 
-.PHONY: run test test-all test-gpu test-mutations test-tensorrt test-oldest clean
+.PHONY: run test test-all test-gpu test-tensorrt test-oldest clean

@@ -4,7 +4,7 @@ examples:
   python SearchMNIST.py grid                              batch size × epochs
   python SearchMNIST.py grid --batch-size 32 64 --epochs 3 5 --seeds 3
   python SearchMNIST.py lr --optimizer adamw              a sweep of the learning rate
-  python SearchMNIST.py ablate --network separable --option batch-norm dropout --digits 5000
+  python SearchMNIST.py ablate --network separable --option augment --digits 5000
   python SearchMNIST.py tune --trials 40 --workers 2      all of it together
   python SearchMNIST.py tune --trials 40 --storage postgresql://me@host/mnist   on many machines
 
@@ -16,7 +16,6 @@ once, at the end, by the choice. A rate that isn't given is TrainMNIST.py's for 
 
 import argparse
 import collections
-import functools
 import math
 import os
 import signal
@@ -24,19 +23,20 @@ import subprocess
 import sys
 import time
 
-from mnist.bench.tables import dashed, format_study, setting_text
 from mnist.cli import (
+    ABOVE_0,
+    AT_LEAST_0,
+    SHARE,
     add_flags,
+    dashed,
     keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
-    work_to_keep,
 )
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
-from mnist.training.loop import HELD_OUT
-from mnist.training.recipe import LEARNING_RATES, Recipe
+from mnist.training.recipe import HELD_OUT, LEARNING_RATES, Recipe
 
 # The settings that can be varied, and what each kind of study tries unless told.
 SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
@@ -47,22 +47,52 @@ TRIED = {
     "ablate": {},
     "tune": {"optimizer": ["sgd", "adamw"]},
 }
-# Of a recipe, what `ablate --option` switches as it does a network's own options: (off, on).
+# Of a recipe, what `ablate --option` leaves out, and its usual value.
 RECIPE_OPTIONS = {"augment": (0.0, 1.0), "label_smoothing": (0.0, Recipe().label_smoothing),
                   "weight_decay": (0.0, Recipe().weight_decay)}
 
 
 def main():
     arguments = parse_arguments()
+    import_library()
     check_files(arguments)
-    from mnist.engines.registry import choose_device, set_threads
-    from mnist.training.study import storage_failures
     if arguments.worker:
         sys.stdout = open(os.devnull, "w")
     arguments.device = choose_device(arguments.device)
     set_threads(arguments.threads or max(1, (os.cpu_count() or 1) // arguments.workers))
     with storage_failures(arguments.storage):
         return search(arguments)
+
+
+def import_library():
+    """Import what the work needs: only now, so that --help answers at once."""
+    global NETWORKS, RANGES, RATES, as_good_as_the_best, check_plot, choose_device, default_point
+    global done, evaluate, find_network, format_study, hold_out, import_optuna, load_digits
+    global machine_record, new_network, open_storage, open_study, plot_study
+    global ranking, row_of, set_threads
+    global setting_text, storage_failures, suggest, to_tensors, Run, train
+    from mnist.bench.plots import check_plot, plot_study
+    from mnist.bench.tables import format_study, setting_text
+    from mnist.engines.registry import choose_device, set_threads
+    from mnist.machine import machine_record
+    from mnist.models.registry import find_network
+    from mnist.training.loop import Run, evaluate, hold_out, new_network, to_tensors, train
+    from mnist.training.study import (
+        RANGES,
+        RATES,
+        as_good_as_the_best,
+        default_point,
+        done,
+        import_optuna,
+        open_storage,
+        open_study,
+        ranking,
+        row_of,
+        storage_failures,
+        suggest,
+    )
+    from MNISTdsource import load_digits
+    from MNISTmodel import NETWORKS
 
 
 def parse_arguments():
@@ -79,16 +109,16 @@ def parse_arguments():
     parser.add_argument("--seeds", type=positive_int, default=1, metavar="N",
                         help="train each so often; a difference within the seeds' deviation isn't "
                              "called one (default: %(default)s)")
-    numbers = dict(nargs="+", metavar="X", type=float)
     parser.add_argument("--batch-size", nargs="+", metavar="N", type=positive_int)
     parser.add_argument("--epochs", nargs="+", metavar="N", type=positive_int)
     parser.add_argument("--optimizer", nargs="+", choices=sorted(LEARNING_RATES))
-    for name in ("--lr", "--weight-decay", "--label-smoothing", "--augment"):
-        parser.add_argument(name, **numbers)
+    for name, kind in (("--lr", ABOVE_0), ("--weight-decay", AT_LEAST_0),
+                       ("--label-smoothing", SHARE), ("--augment", SHARE)):
+        parser.add_argument(name, nargs="+", metavar="X", type=kind)
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME",
-                        help="what is switched on and off: an option of the network (batch-norm "
-                             "dropout), or augment, label-smoothing, weight-decay; ablate takes "
-                             "all of the network's")
+                        choices=[dashed(name) for name in RECIPE_OPTIONS],
+                        help="what ablate leaves out, beside the variants of the network that "
+                             "there are (separable-bn …): augment, label-smoothing, weight-decay")
     parser.add_argument("--trials", type=positive_int, default=30, metavar="N",
                         help="of tune, in all (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
@@ -101,26 +131,15 @@ def parse_arguments():
     add_flags(parser, "json", "plot")
     parser.add_argument("--worker", type=positive_int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    check_settings(parser, arguments)
-    return arguments
-
-
-def check_settings(parser, arguments):
-    """Refuse what can't be trained with."""
-    for name, low, high in (("lr", 0, math.inf), ("weight_decay", None, math.inf),
-                            ("label_smoothing", None, 1), ("augment", None, 1.0000001)):
-        for value in getattr(arguments, name) or ():
-            if not (0 < value if low == 0 else 0 <= value) or not value < high:
-                parser.error(f"--{name.replace('_', '-')} can't be {value:g}")
     if arguments.lr and len(arguments.optimizer or ["sgd"]) > 1 and arguments.kind == "tune":
         parser.error("tune with --lr: say which --optimizer these rates are of")
+    return arguments
 
 
 def check_files(arguments):
     """Find out before the trainings, not after them, that a file can't be written."""
     keep_stdout_for_json(arguments.json)
     if arguments.plot:
-        from mnist.bench.plots import check_plot
         check_plot("--plot", arguments.plot)
     if arguments.json:
         check_writable("--json", arguments.json)
@@ -130,56 +149,47 @@ def check_files(arguments):
 
 
 class Plan:
-    """What the flags ask for: the space of settings, the points in it, and how one is trained."""
+    """What the flags ask for: the space of settings, and how one of them is trained."""
 
     def __init__(self, arguments):
-        from mnist.models.registry import find_network, variants_of
-        from mnist.training.study import RANGES, RATES, default_point, grid_points
         self.kind, self.arguments = arguments.kind, arguments
         self.name, _ = find_network(arguments.network)
-        self.options, self.variant = variants_of(arguments.network)
         self.space = collections.OrderedDict()
-        tried = TRIED[self.kind]
         for name in SETTINGS:
-            given = getattr(arguments, name)
-            if given:
-                self.space[name] = sorted(set(given), key=given.index)
-            elif name == "lr" and self.kind == "tune":
-                self.space[name] = RATES
-            elif name == "lr" and self.kind == "lr":
-                self.space[name] = sorted({rate for optimizer in self.space.get(
-                    "optimizer", [Recipe().optimizer]) for rate in tried["lr"][optimizer]})
-            elif name in tried:
-                self.space[name] = tried[name]
-            elif self.kind == "tune" and name in RANGES:
-                self.space[name] = RANGES[name]
-        for option in self.options_asked_for():
-            self.space[option] = list(self.option_values(option))
-        if self.kind == "tune":
-            self.points = [default_point(self.space)] + [{}] * (arguments.trials - 1)
-        else:
-            self.points = grid_points(self.space)
+            choices = self.choices_of(name)
+            if choices:
+                self.space[name] = choices
+        if self.kind == "ablate":
+            self.add_what_is_left_out()
+        self.trials = arguments.trials if self.kind == "tune" else count_points(self.space)
         # What a training has that the study doesn't vary isn't said again in every row.
         self.varied = [name for name, choices in self.space.items() if len(choices) > 1]
 
-    def options_asked_for(self):
-        """The options of --option, in Python's spelling; for ablate all of the network's."""
-        asked = [option.replace("-", "_") for option in self.arguments.option]
-        if self.kind == "ablate" and not asked:
-            asked = list(self.options)
-            if not asked:
-                raise UnavailableError(
-                    f"{self.name} has no options to leave out; --option takes "
-                    + ", ".join(map(dashed, RECIPE_OPTIONS)) + " for any network")
-        return asked
+    def choices_of(self, name):
+        """What to try of a setting: a list, a range, or None."""
+        given = getattr(self.arguments, name)
+        if given:
+            return sorted(set(given), key=given.index)
+        tried = TRIED[self.kind]
+        if self.kind == "tune":
+            return RATES if name == "lr" else tried.get(name) or RANGES.get(name)
+        if name == "lr" and self.kind == "lr":
+            optimizers = self.space.get("optimizer", [Recipe().optimizer])
+            return sorted({rate for optimizer in optimizers for rate in tried["lr"][optimizer]})
+        return tried.get(name)
 
-    def option_values(self, option):
-        """(off, on) of an option. Raises UnavailableError where there is none of that name."""
-        for values in (self.options, RECIPE_OPTIONS):
-            if option in values:
-                return values[option]
-        raise UnavailableError(f"--option {dashed(option)}: {self.name} has no such option; there "
-                               f"are {', '.join(map(dashed, [*self.options, *RECIPE_OPTIONS]))}")
+    def add_what_is_left_out(self):
+        """Put the network's variants and the recipe's options into the space."""
+        base = self.arguments.network
+        variants = [name for name in NETWORKS if name == base or name.startswith(base + "-")]
+        options = [option.replace("-", "_") for option in self.arguments.option]
+        if len(variants) > 1:
+            self.space["network"] = variants
+        elif not options:
+            raise UnavailableError(f"{self.name} has no variants to compare; --option takes "
+                                   + ", ".join(map(dashed, RECIPE_OPTIONS)) + " for any network")
+        for option in options:
+            self.space[option] = list(RECIPE_OPTIONS[option])
 
     def description(self):
         """What makes the study what it is."""
@@ -189,10 +199,8 @@ class Plan:
 
     def recipe(self, settings, seed=0):
         """(what TrainMNIST.py's --network would be, the `Recipe`) of some settings."""
-        network = self.variant({name: value for name, value in settings.items()
-                                if name in self.options}) if self.options else None
         fields = {name: value for name, value in settings.items() if name in Recipe._fields}
-        return network or self.arguments.network, Recipe(seed=seed, **fields)
+        return settings.get("network", self.arguments.network), Recipe(seed=seed, **fields)
 
     def command(self, settings):
         """The command that trains with these settings on all the digits."""
@@ -214,6 +222,14 @@ class Plan:
         return " ".join(words)
 
 
+def count_points(space):
+    """How many combinations of choices there are."""
+    points = 1
+    for choices in space.values():
+        points *= len(choices)
+    return points
+
+
 # --- Training -------------------------------------------------------------------------------------
 
 
@@ -221,98 +237,90 @@ class Trainer:
     """Trains what the workers of a study are given, on the digits that aren't held out."""
 
     def __init__(self, plan):
-        from mnist.training.loop import hold_out, load_tensors
         arguments = plan.arguments
         self.plan, self.device = plan, arguments.device
-        training, self.held_out = hold_out(load_tensors(
-            "train", self.device, arguments.data, arguments.data_dir))
+        training, self.held_out = hold_out(to_tensors(
+            load_digits("train", arguments.data, arguments.data_dir), self.device))
         if arguments.digits and arguments.digits > len(training[1]):
             raise UnavailableError(f"--digits {arguments.digits}: there are only "
                                    f"{len(training[1])} beside those held out")
         self.training = [array[:arguments.digits] for array in training]
 
     def train(self, settings, seed, after_epoch=None):
-        """(network, history); the history ends early where the training diverged."""
-        from mnist.models.registry import find_network
-        from mnist.training.loop import new_network, train
+        """(network, history, whether it diverged); the history ends early where it did."""
         network, recipe = self.plan.recipe(settings, seed)
-        net = new_network(*find_network(network), recipe=recipe, device=self.device)
-        made = []
-
-        def watch(history):
-            made[:] = history
-            if not math.isfinite(history[-1]["train_loss"] + history[-1]["loss"]):
-                raise Diverged()
+        run = Run(new_network(*find_network(network), recipe=recipe, device=self.device), recipe,
+                  self.training, self.held_out)
+        for line in train(run):
+            if not math.isfinite(line["train_loss"] + line["loss"]):
+                return run.net, run.history, True
             if after_epoch:
-                after_epoch(history)
-
-        try:
-            train(net, recipe, self.training, self.held_out, after_epoch=watch)
-        except Diverged:
-            made[-1]["accuracy"] = 0.0  # the worst there is; an epoch's loss says why
-        return net, made
+                after_epoch(run.history)
+        return run.net, run.history, False
 
     def objective(self, trial):
-        """The mean held-out accuracy over the seeds of a trial's settings."""
-        import optuna
-
-        from mnist.training.study import suggest
+        """The mean held-out accuracy over the seeds of a trial's settings; 0 where one diverged."""
         settings = suggest(trial, self.plan.space)
-        trial.set_user_attr("settings", settings)
-        accuracies, seconds = [], 0.0
+        accuracies, seconds, any_diverged = [], 0.0, False
 
-        def note(history):
+        def note(history, diverged=False):
             """Keep what is known so far, so that a training that is stopped early has a row."""
-            trial.set_user_attr("accuracies", accuracies + [history[-1]["accuracy"]])
-            trial.set_user_attr("seconds", seconds + sum(line["seconds"] for line in history))
-            trial.set_user_attr("epochs", len(history))
+            facts = {"settings": settings, "accuracies": accuracies + [history[-1]["accuracy"]],
+                     "seconds": seconds + sum(line["seconds"] for line in history),
+                     "epochs": len(history), "diverged": diverged}
+            for name, value in facts.items():
+                trial.set_user_attr(name, value)
+
+        def after_epoch(history):
+            note(history)
             if self.plan.kind == "tune" and not accuracies:
                 trial.report(history[-1]["accuracy"], len(history))
                 if len(history) < settings.get("epochs", Recipe().epochs) and trial.should_prune():
-                    raise optuna.TrialPruned()
+                    raise import_optuna().TrialPruned()
 
         for seed in range(self.plan.arguments.seeds):
-            _, history = self.train(settings, seed, note)
+            _, history, diverged = self.train(settings, seed, after_epoch)
+            any_diverged = any_diverged or diverged
+            note(history, any_diverged)
             accuracies.append(history[-1]["accuracy"])
             seconds += sum(line["seconds"] for line in history)
-        trial.set_user_attr("accuracies", accuracies)
-        trial.set_user_attr("seconds", seconds)
-        trial.set_user_attr("epochs", len(history))
-        return sum(accuracies) / len(accuracies)
+        return 0.0 if any_diverged else sum(accuracies) / len(accuracies)
 
 
-class Diverged(Exception):
-    """A training whose loss is no number any more."""
-
-
-def search(arguments):
-    """Do the study's work, together with whoever else does, and show what it found."""
-    from mnist.training.study import Study, import_optuna, open_storage
-    plan = Plan(arguments)
+def make_study(plan, arguments):
+    """Optuna's study, with the sampler that its kind asks for."""
     optuna = import_optuna()
-    sampler = pruner = None
     if plan.kind == "tune":
         sampler = optuna.samplers.TPESampler(n_startup_trials=8, constant_liar=True,
                                              seed=arguments.worker)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    else:
+        sampler, pruner = optuna.samplers.GridSampler(plan.space, seed=0), None
+    study = open_study(open_storage(arguments.storage),
+                       arguments.study or f"{plan.kind}-{plan.name}", plan.description(), sampler,
+                       pruner)
+    if plan.kind == "tune":
+        study.enqueue_trial(default_point(plan.space), skip_if_exists=True)
+    return study
+
+
+def search(arguments):
+    """Do the study's work, together with whoever else does, and show what it found."""
+    plan = Plan(arguments)
     trainer = Trainer(plan)
-    study = Study(open_storage(arguments.storage),
-                  arguments.study or f"{plan.kind}-{plan.name}", plan.description(), plan.points,
-                  sampler, pruner)
-    trainer.study = study
+    study = make_study(plan, arguments)
     if arguments.worker:
-        parent = os.getppid()
-        study.work(trainer.objective, goes_on=lambda: os.getppid() == parent)
+        work(study, plan, trainer)
         return 0
-    print(f"study {study.study.study_name} in {arguments.storage}: {len(plan.points)} trials, "
-          f"{study.done()} done; {len(trainer.training[1])} digits to train on, {HELD_OUT} held "
-          "out", flush=True)
+    print(f"study {study.study_name} in {arguments.storage}: {plan.trials} trials, "
+          f"{len(done(study))} done; {len(trainer.training[1])} digits to train on, {HELD_OUT} "
+          "held out", flush=True)
     helpers = start_workers(arguments)
     status = 0
     try:
-        with work_to_keep():
-            study.work(trainer.objective, after_each=functools.partial(report, plan))
-            choose(study, plan, trainer)
+        work(study, plan, trainer, report)
+        wait_for(helpers)
+        choose(study, plan, trainer)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         status = 130
@@ -322,12 +330,36 @@ def search(arguments):
     return status
 
 
+def work(study, plan, trainer, say=None):
+    """Try what is left to be tried; `say(plan, row, number)` is told of each that is done, also by
+    other workers."""
+    told = {trial.number for trial in done(study)}
+
+    def after_each(study, trial):
+        for trial in done(study):
+            if trial.number not in told:
+                told.add(trial.number)
+                if say:
+                    say(plan, row_of(trial), len(told))
+        if len(told) >= plan.trials:
+            study.stop()
+
+    if len(told) < plan.trials:
+        study.optimize(trainer.objective, callbacks=[after_each])
+
+
 def start_workers(arguments):
     """The other processes of --workers, each with the same command."""
     return [subprocess.Popen([sys.executable, os.path.abspath(__file__)] + sys.argv[1:]
                              + ["--worker", str(number)], stderr=subprocess.PIPE,
                              stdout=subprocess.DEVNULL, universal_newlines=True)
             for number in range(1, arguments.workers)]
+
+
+def wait_for(helpers):
+    """Wait until the other processes have done what they are at."""
+    for process in helpers:
+        process.wait()
 
 
 def stop_workers(helpers):
@@ -347,52 +379,50 @@ def stop_workers(helpers):
 
 
 def choose(study, plan, trainer):
-    """Have the best settings read the test digits, once; the study remembers the result."""
-    from mnist.training.loop import evaluate, load_tensors
-    rows = study.rows()
-    chosen = study.note("choice")
-    if rows[0]["mean"] == 0 or chosen and chosen["settings"] == rows[0]["settings"]:
+    """Evaluate the best settings on the test digits, once; the study remembers the result."""
+    best = ranking(study)[0]
+    chosen = study.user_attrs.get("choice")
+    if best["diverged"] or chosen and chosen["settings"] == best["settings"]:
         return  # every training diverged, or the test digits were read already
-    net, _ = trainer.train(rows[0]["settings"], seed=0)
-    digits = load_tensors("test", trainer.device, plan.arguments.data, plan.arguments.data_dir)
-    loss, right = evaluate(net, digits)
-    study.note("choice", {"settings": rows[0]["settings"], "command": plan.command(
-        rows[0]["settings"]), "test_loss": loss, "test_accuracy": right / len(digits[1])})
+    net, _, _ = trainer.train(best["settings"], seed=0)
+    arguments = plan.arguments
+    test = to_tensors(load_digits("test", arguments.data, arguments.data_dir), trainer.device)
+    loss, right = evaluate(net, test)
+    study.set_user_attr("choice", {
+        "settings": best["settings"], "command": plan.command(best["settings"]), "test_loss": loss,
+        "test_accuracy": right / len(test[1])})
 
 
 # --- Showing --------------------------------------------------------------------------------------
 
 
-def report(plan, row, done):
-    """Print the line of a trial that is done, the `done`th."""
-    print(f"{done}/{len(plan.points)}  {describe_settings(plan, row['settings'])}: "
+def report(plan, row, number):
+    """Print the line of a trial that is done, the `number`th."""
+    print(f"{number}/{plan.trials}  {describe_settings(plan, row['settings'])}: "
           + ("stopped early, " if row["pruned"] else "")
           + f"{accuracy_text(row)} of the held-out digits, {row['seconds']:.1f} s", flush=True)
 
 
 def show(study, plan, trainer):
     """Print the table and what to do with it, write record and plot."""
-    from mnist.machine import machine_record
-    from mnist.training.study import as_good_as_the_best
-    arguments, rows = plan.arguments, study.rows()
+    arguments, rows = plan.arguments, ranking(study)
     if not rows:
         return  # stopped before the first was done
     alike = as_good_as_the_best(rows, HELD_OUT)
     rows = [dict(row, as_good_as_the_best=row in alike) for row in rows]
-    choice = study.note("choice")
-    record = {"schema": 1, "machine": machine_record(), "study": study.note("description"),
+    choice = study.user_attrs.get("choice")
+    record = {"schema": 1, "machine": machine_record(), "study": study.user_attrs["description"],
               "trained_on": len(trainer.training[1]), "held_out": HELD_OUT,
-              "points": len(plan.points), "varied": plan.varied, "rows": rows,
+              "points": plan.trials, "varied": plan.varied, "rows": rows,
               "choice": choice}
     print("\n" + format_study(record))
     if choice:
-        print(f"\nThe choice reads {choice['test_accuracy']:.2%} of the test digits, trained on "
-              f"{len(trainer.training[1])} digits. To train it on all of them:\n"
+        print(f"\nThe choice has an accuracy of {choice['test_accuracy']:.2%} on the test digits, "
+              f"trained on {len(trainer.training[1])} digits. To train it on all of them:\n"
               f"  {choice['command']}")
     if arguments.json:
         save_json(arguments.json, record)
     if arguments.plot:
-        from mnist.bench.plots import plot_study
         plot_study(arguments.plot, record)
 
 
@@ -402,8 +432,8 @@ def describe_settings(plan, settings):
 
 
 def accuracy_text(row):
-    """ "99.21 % ± 0.04", or that all diverged."""
-    if row["mean"] == 0:
+    """ "99.21 % ± 0.04", or that it diverged."""
+    if row["diverged"]:
         return "diverged, 0 %"
     deviation = row["deviation"]
     return f"{row['mean'] * 100:.2f} %" + ("" if deviation is None else f" ± {deviation:.2%}"[:-1])

@@ -117,7 +117,7 @@ def main():
 
 
 def serve_models(options, networks, sock):
-    """Serve {name: mnist.models.weights.Network} on a socket as the options say, until told to stop."""
+    """Serve {name: `Network`} on a socket as the options say, until told to stop."""
     from mnist.engines.registry import choose_device, set_threads
     from mnist.serving.app import Settings, serve
     from mnist.serving.batching import choose_engine

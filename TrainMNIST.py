@@ -20,68 +20,109 @@ import math
 import os
 import sys
 
-from mnist.cli import add_flags, keep_stdout_for_json, make_parser, positive_int, run_program
+from mnist.cli import (
+    ABOVE_0,
+    AT_LEAST_0,
+    SHARE,
+    add_flags,
+    keep_stdout_for_json,
+    make_parser,
+    positive_int,
+    run_program,
+)
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable, digest, save_json
-from mnist.training.loop import (
-    HELD_OUT,
-    TEACHER_SHARE,
-    evaluate,
-    has_bfloat16,
-    hold_out,
-    load_tensors,
-    make_optimiser,
-    new_network,
-    train,
-    use_bfloat16,
-)
-from mnist.training.recipe import LEARNING_RATES, USUAL_BATCH, Recipe
+from mnist.training.recipe import HELD_OUT, LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe
 
 DEFAULTS = Recipe()
 
 
 def main():
     arguments = parse_arguments()
+    import_library()
     keep_stdout_for_json(arguments.json)
-
-    from mnist.engines.registry import choose_device
     device = choose_device(arguments.device)
-    with process_group(device) as group:
-        if group[0] > 0:
+    with process_group(device) as (rank, world):
+        if rank > 0:
             sys.stdout = open(os.devnull, "w")
-        run_training(arguments, device, group)
+        train_network(arguments, device, rank, world)
+
+
+def import_library():
+    """Import what the work needs: only now, so that --help answers at once."""
+    global check_plot, choose_device, count_macs, count_parameters, evaluate, find_network
+    global has_bfloat16, hold_out, load_digits, load_network, machine_record, new_network
+    global plot_training, read_pickle, save_weights, set_threads, to_tensors, torch, train
+    global trained_path, write_pickle, Run
+    import torch
+
+    from mnist.bench.plots import check_plot, plot_training
+    from mnist.engines.registry import choose_device, set_threads
+    from mnist.machine import machine_record
+    from mnist.models.registry import find_network
+    from mnist.models.weights import (
+        load_network,
+        read_pickle,
+        save_weights,
+        trained_path,
+        write_pickle,
+    )
+    from mnist.training.loop import (
+        Run,
+        evaluate,
+        has_bfloat16,
+        hold_out,
+        new_network,
+        to_tensors,
+        train,
+    )
+    from MNISTdsource import load_digits
+    from MNISTmodel import count_macs, count_parameters
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
     add_flags(parser, "data-dir", "device", "threads", "plot")
+    add_what_is_trained(parser)
+    add_recipe(parser)
+    add_flags_of_files(parser)
+    arguments = parser.parse_args()
+    if arguments.lr is None:
+        arguments.lr = Recipe(batch_size=arguments.batch_size,
+                              optimizer=arguments.optimizer).peak()
+    return arguments
+
+
+def add_what_is_trained(parser):
     parser.add_argument("--network", default="net", metavar="NAME",
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
                              "(default: %(default)s)")
     parser.add_argument("--teacher", metavar="WEIGHTS",
-                        help="weights of a built-in network whose answers are learnt along with "
-                             f"the labels (distillation): {TEACHER_SHARE:.0%} of the loss".replace(
-                                 "%", "%%"))
+                        help="weights of a built-in network whose outputs are learned along with "
+                             f"the targets (distillation): {TEACHER_SHARE:g} of the loss")
     parser.add_argument("--data", choices=("mnist", "generated"), default="mnist",
                         help="generated: digits drawn from fonts, where MNIST can't be had "
                              "(default: %(default)s)")
+
+
+def add_recipe(parser):
     parser.add_argument("--epochs", type=positive_int, default=DEFAULTS.epochs, metavar="N",
                         help="passes over the training digits (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=DEFAULTS.batch_size,
                         metavar="N",
                         help="digits a step, over all processes (default: %(default)s)")
-    parser.add_argument("--lr", type=float, metavar="X", help="peak learning rate "
+    parser.add_argument("--lr", type=ABOVE_0, metavar="X", help="peak learning rate "
                         "(default: {sgd} for sgd, {adamw} for adamw in batches of {batch}, at "
                         "other sizes as the root of the size)".format(
                             batch=USUAL_BATCH, **LEARNING_RATES))
     parser.add_argument("--optimizer", choices=sorted(LEARNING_RATES), default=DEFAULTS.optimizer,
                         help="sgd is with Nesterov momentum (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=DEFAULTS.weight_decay, metavar="X",
-                        help="default: %(default)s")
-    parser.add_argument("--label-smoothing", type=float, default=DEFAULTS.label_smoothing,
-                        metavar="X", help="weight of the wrong answers in the loss "
+    parser.add_argument("--weight-decay", type=AT_LEAST_0, default=DEFAULTS.weight_decay,
+                        metavar="X", help="default: %(default)s")
+    parser.add_argument("--label-smoothing", type=SHARE, default=DEFAULTS.label_smoothing,
+                        metavar="X", help="weight of the wrong classes in the loss "
                                           "(default: %(default)s)")
-    parser.add_argument("--augment", type=float, nargs="?", const=1.0, default=DEFAULTS.augment,
+    parser.add_argument("--augment", type=SHARE, nargs="?", const=1.0, default=DEFAULTS.augment,
                         metavar="SHARE",
                         help="turn, stretch, slant, move, thicken and thin the digits at random: "
                              "all of them, or this share of each batch")
@@ -91,6 +132,9 @@ def parse_arguments():
                              "has it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N",
                         help="default: %(default)s")
+
+
+def add_flags_of_files(parser):
     parser.add_argument("--validate", action="store_true",
                         help=f"hold out the last {HELD_OUT} training digits and show the accuracy "
                              "on them; the test digits are read once, at the end")
@@ -101,19 +145,6 @@ def parse_arguments():
                         "for stdout (default: beside the weights, NetMNIST.json)")
     parser.add_argument("--resume", action="store_true",
                         help="go on after the last completed epoch of the same command")
-    arguments = parser.parse_args()
-    if arguments.lr is None:
-        arguments.lr = Recipe(batch_size=arguments.batch_size,
-                              optimizer=arguments.optimizer).peak()
-    if not 0 < arguments.lr < math.inf:
-        parser.error(f"--lr must be above 0, not {arguments.lr}")
-    if not 0 <= arguments.weight_decay < math.inf:
-        parser.error(f"--weight-decay must be at least 0, not {arguments.weight_decay}")
-    if not 0 <= arguments.augment <= 1:
-        parser.error(f"--augment must be from 0 to 1, not {arguments.augment}")
-    if not 0 <= arguments.label_smoothing < 1:
-        parser.error(f"--label-smoothing must be from 0 to 1, not {arguments.label_smoothing}")
-    return arguments
 
 
 @contextlib.contextmanager
@@ -122,8 +153,7 @@ def process_group(device):
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
-    import torch
-    import torch.distributed as dist
+    dist = torch.distributed
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -133,70 +163,72 @@ def process_group(device):
         dist.destroy_process_group()
 
 
-def run_training(arguments, device, group):
+def train_network(arguments, device, rank, world):
     """The whole job: data, network, epochs, weights, record."""
-    from mnist.engines.registry import set_threads
-    from mnist.models.registry import find_network
-    from mnist.models.weights import load_network, save_weights
-
-    rank, world = group
     name, make = find_network(arguments.network)
     choose_files(arguments, name)
-    threads = set_threads(arguments.threads)
+    set_threads(arguments.threads)
     if arguments.batch_size < world:
         raise UnavailableError(f"--batch-size {arguments.batch_size} is too small for "
                                f"{world} processes")
     recipe = make_recipe(arguments, device)
     net = new_network(name, make, recipe, device)
-    bfloat16 = use_bfloat16(recipe.precision, device, net)
-    recipe = recipe._replace(precision="bf16" if bfloat16 else "fp32")
-    settings = dict(recipe._asdict(), network=name, teacher=arguments.teacher,
-                    data=arguments.data, validate=arguments.validate)
     teacher = load_network(arguments.teacher) if arguments.teacher else None
     training, watched = choose_digits(arguments, device)
-    optimiser = make_optimiser(net, recipe)
-    print(f"training on {len(training[1])} digits: {name}, {device}, {threads} threads"
-          + (f" in each of {world} processes" if world > 1 else "")
-          + f", {'bfloat16' if recipe.precision == 'bf16' else 'float32'}, "
-          + f"channels-last, {recipe.optimizer}"
-          + (f"\nteacher: {teacher.name}, {teacher.origin}" if teacher else ""))
-
+    run = Run(net, recipe, training, watched, teacher and teacher.net, rank, world)
+    settings = dict(recipe._asdict(), precision="bf16" if run.bfloat16 else "fp32", network=name,
+                    teacher=arguments.teacher, data=arguments.data, validate=arguments.validate)
+    describe_run(run, settings, teacher)
     state_file = arguments.output + ".resume"
-    history = resume(state_file, settings, net, optimiser) if arguments.resume else []
-    if not arguments.resume and os.path.exists(state_file):
+    if arguments.resume:
+        resume(state_file, settings, run)
+    elif os.path.exists(state_file):
         warn(f"starting anew; the unfinished run in {state_file} is lost after the first epoch "
              "(--resume would go on with it)")
+    run_epochs(run, arguments, settings, state_file)
+    if rank == 0:
+        finish(run, arguments, settings, state_file)
 
-    def after_epoch(history):
-        report_epoch(history[-1], arguments, len(watched[1]))
-        save_state(state_file, settings, net, optimiser, history)
 
+def describe_run(run, settings, teacher):
+    """Say what is trained, and how."""
+    print(f"training on {len(run.training[1])} digits: {settings['network']}, {run.device.type}, "
+          f"{torch.get_num_threads()} threads"
+          + (f" in each of {run.world} processes" if run.world > 1 else "")
+          + f", {'bfloat16' if run.bfloat16 else 'float32'}, channels-last, "
+          + run.recipe.optimizer
+          + (f"\nteacher: {teacher.name}, {teacher.origin}" if teacher else ""))
+
+
+def run_epochs(run, arguments, settings, state_file):
+    """Make the epochs that are left; the state is saved after each."""
     try:
-        history = train(net, recipe, training, watched, teacher=teacher and teacher.net,
-                        optimiser=optimiser, history=history, after_epoch=after_epoch, group=group)
+        for line in train(run):
+            report_epoch(line, arguments, len(run.watched[1]))
+            save_state(state_file, settings, run)
     except KeyboardInterrupt:
-        if rank == 0 and os.path.exists(state_file):
+        if run.rank == 0 and os.path.exists(state_file):
             print("\nstopped; the same command with --resume goes on after the last whole epoch",
                   file=sys.stderr)
         raise
-    if rank > 0:
-        return
+
+
+def finish(run, arguments, settings, state_file):
+    """Write the weights and the record, and say what came out."""
     try:
-        save_weights(net, arguments.output)
+        save_weights(run.net, arguments.output)
     except MNISTError as error:
         raise MNISTError(f"{error}\nnothing is lost: the same command with --resume writes them "
                          f"from {state_file}") from error
-    result = report_result(arguments, net, history, watched)
+    result = report_result(arguments, run)
     with contextlib.suppress(FileNotFoundError):
         os.remove(state_file)
-    write_record(arguments, net, settings, history, result)
+    write_record(arguments, run, settings, result)
 
 
 def choose_files(arguments, name):
     """Set --output and --json where they weren't given, and find out before the training, not
     after it, that one of the files can't be written."""
-    from mnist.bench.plots import check_plot
-    from mnist.models.weights import trained_path
     if arguments.output is None:
         stem, extension = os.path.splitext(trained_path(name))
         arguments.output = stem + ("-validate" if arguments.validate else "") + extension
@@ -217,14 +249,19 @@ def make_recipe(arguments, device):
 
 
 def choose_digits(arguments, device):
-    """(training digits, those to watch the accuracy on), as `load_tensors` gives them.
+    """(training digits, those to watch the accuracy on), as `to_tensors` gives them.
 
     With --validate the latter are held-out training digits, else the test digits.
     """
-    training = load_tensors("train", device, arguments.data, arguments.data_dir)
+    training = digits_of("train", arguments, device)
     if arguments.validate:
         return hold_out(training)
-    return training, load_tensors("test", device, arguments.data, arguments.data_dir)
+    return training, digits_of("test", arguments, device)
+
+
+def digits_of(split, arguments, device):
+    """A split's (images, targets) on the device."""
+    return to_tensors(load_digits(split, arguments.data, arguments.data_dir), device)
 
 
 def accuracy_text(right, total):
@@ -240,79 +277,73 @@ def report_epoch(line, arguments, total):
     digits = "held-out" if arguments.validate else "test"
     print(f"epoch {line['epoch']}/{arguments.epochs}  {line['seconds']:6.2f} s  "
           f"training loss {line['train_loss']:.4f}  {digits} loss {line['loss']:.4f}  accuracy "
-          f"{accuracy_text(round(line['accuracy'] * total), total)}", flush=True)
+          f"{accuracy_text(line['right'], total)}", flush=True)
     if not math.isfinite(line["train_loss"] + line["loss"]):
         raise MNISTError(f"the training diverged in epoch {line['epoch']}; nothing was saved.\n"
                          f"A smaller --lr than {arguments.lr} may help")
 
 
-def report_result(arguments, net, history, watched):
+def report_result(arguments, run):
     """Print the closing lines; gives the result as a dict for the record."""
     if arguments.validate:
-        digits = load_tensors("test", watched[0].device, arguments.data, arguments.data_dir)
-        loss, right = evaluate(net, digits)
+        test = digits_of("test", arguments, run.device)
+        loss, right = evaluate(run.net, test)
     else:  # the last epoch's line was of the test digits already
-        digits, loss = watched, history[-1]["loss"]
-        right = round(history[-1]["accuracy"] * len(digits[1]))
-    total = len(digits[1])
-    seconds = sum(line["seconds"] for line in history)
+        test, loss, right = run.watched, run.history[-1]["loss"], run.history[-1]["right"]
+    total = len(test[1])
+    seconds = sum(line["seconds"] for line in run.history)
     on = "generated digits, not MNIST" if arguments.data == "generated" else "the test digits"
     print(f"saved {arguments.output}\n{seconds:.1f} s for {arguments.epochs} epochs, average loss "
           f"{loss:.4f}, accuracy {right}/{total} ({right / total * 100:.2f} %) on {on}")
     return {"seconds": seconds, "loss": loss, "accuracy": right / total}
 
 
-def save_state(path, settings, net, optimiser, history):
+def save_state(path, settings, run):
     """Write all that --resume needs, whole or not at all.
 
     The optimiser's settings follow from the recipe, and numbers that aren't tensors go as text:
     torch 1.13 refuses a float in a file that it may run no code of.
     """
-    from mnist.models.weights import write_pickle
-    write_pickle({"settings": json.dumps(settings), "history": json.dumps(history),
-                  "net": net.state_dict(), "optimiser": optimiser.state_dict()["state"]}, path)
+    write_pickle({"settings": json.dumps(settings), "history": json.dumps(run.history),
+                  "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict()["state"]},
+                 path)
 
 
-def resume(path, settings, net, optimiser):
-    """Put network and optimiser back to where `save_state` left them; gives the history so far.
+def resume(path, settings, run):
+    """Put a run back to where `save_state` left it.
 
     What the settings say must be the same for the run to end with the same weights.
     """
-    from mnist.models.weights import read_pickle
     if not os.path.exists(path):
         raise UnavailableError(f"--resume: there is no unfinished run {path}")
     state = read_pickle(path, trust_pickle=False)
     try:
-        saved, history = json.loads(state["settings"]), json.loads(state["history"])
+        saved = json.loads(state["settings"])
         for name, value in settings.items():
             if saved[name] != value:
                 raise UnavailableError(f"--resume: the unfinished run had {name.replace('_', '-')} "
                                        f"{saved[name]}, not {value}; give the same flags")
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(dict(optimiser.state_dict(), state=state["optimiser"]))
+        run.history = json.loads(state["history"])
+        run.net.load_state_dict(state["net"])
+        run.optimiser.load_state_dict(dict(run.optimiser.state_dict(), state=state["optimiser"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise MNISTError(f"--resume: {path} is not a state of this script "
                          f"({str(error).splitlines()[0]})") from error
-    print(f"resuming after epoch {len(history)} of {settings['epochs']}")
-    return history
+    print(f"resuming after epoch {len(run.history)} of {settings['epochs']}")
 
 
-def write_record(arguments, net, settings, history, result):
+def write_record(arguments, run, settings, result):
     """Write --json and --plot."""
-    from mnist.machine import machine_record
-    from MNISTmodel import count_multiply_adds, count_parameters
-    net.cpu()
+    net = run.net.cpu()
     record = {
         "schema": 1, "machine": machine_record(), "settings": settings,
         "teacher_sha256": arguments.teacher and file_digest(arguments.teacher),
         "weights": {"file": os.path.basename(arguments.output),
                     "sha256": file_digest(arguments.output),
-                    "parameters": count_parameters(net),
-                    "multiply_adds": count_multiply_adds(net)},
-        "epochs": history, "result": result}
+                    "parameters": count_parameters(net), "macs": count_macs(net)},
+        "epochs": run.history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:
-        from mnist.bench.plots import plot_training
         plot_training(arguments.plot, record)
 
 

@@ -4,9 +4,9 @@ examples:
   python benchmarks/rounding.py                     the shipped networks, 10,000 digits
   python benchmarks/rounding.py --network mine.py:MyNet --weights MyNet.pth
 
-What it prints stands behind the tolerances in mnist/engines/precision.py. For every engine of this CPU: the
-largest difference of a log-probability from torch in float32, nothing folded, and how many answers
-are other digits. What only a GPU computes is computed here in its stead: fp16 by torch on the
+What it prints stands behind the tolerances in mnist/engines/precision.py. For every engine of this
+CPU: the largest difference of a log-probability from torch in float32, nothing folded, and how many
+predictions are other digits. What only a GPU computes is computed here in its stead: fp16 by torch on the
 CPU, tf32 by rounding what goes into each convolution and linear layer to its 10 bits.
 """
 
@@ -25,13 +25,13 @@ def main():
                         help="the first N training digits (default: %(default)s)")
     arguments = parser.parse_args()
 
-    from mnist.engines.registry import ENGINES, reference_answers, set_threads, why_not
+    from mnist.engines.registry import ENGINES, reference_log_probs, set_threads, why_not
     from MNISTdsource import load_digits
     set_threads(arguments.threads)
     images, _, source = load_digits("train", arguments.data, arguments.data_dir, arguments.digits)
     for network in networks(arguments):
         print(f"{network.name}, {network.origin}, {len(images)} digits ({source})", flush=True)
-        reference = reference_answers(network.net, images)
+        reference = reference_log_probs(network.net, images)
         for kind in ENGINES.values():
             if kind.name == "usual-loop" or kind.on_request:
                 continue

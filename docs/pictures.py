@@ -1,6 +1,6 @@
 """The pictures of the notebook: digits, maps, filters, drawings, times.
 
-Each function gives a matplotlib figure, which a notebook shows and `mnist.bench.plots.save_figure` saves.
+Each function gives a matplotlib figure, which a notebook shows and `save_figure` saves.
 """
 
 import numpy as np
@@ -56,7 +56,7 @@ def _rectangle(x, y, width, height):
 def show_maps(digit, layers, maps, shown=10):
     """A digit, and below it the first maps of each layer.
 
-    layers: `mnist.models.features.Layer`s; maps: their `Maps` of the digit, as `FeatureReader.look` gives.
+    layers: `Layer`s of mnist/models/features.py; maps: their `Maps` of the digit.
     """
     figure = new_figure(9.5, 1.15 * (len(layers) + 1), DPI)
     grid = figure.add_gridspec(len(layers) + 1, shown)

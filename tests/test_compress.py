@@ -14,7 +14,7 @@ from scripts import refused, run, start
 from mnist.datasets.fonts import generated_digits
 from mnist.engines import int8, registry
 from mnist.engines.onnx_export import check_onnx
-from mnist.engines.precision import judge_answers
+from mnist.engines.precision import judge_log_probs
 from mnist.errors import UnavailableError
 from mnist.models.weights import SHIPPED, load_network, save_weights
 from mnist.training.compress import (
@@ -68,7 +68,7 @@ def test_the_int8_graph_is_what_every_runtime_takes(graph, shipped):
 
 def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
     images, _ = generated_digits(300, seed=5)
-    reference = registry.reference_answers(shipped, images)
+    reference = registry.reference_log_probs(shipped, images)
     answers = onnxruntime_answers(graph, images)
     assert (answers.argmax(1) != reference.argmax(1)).mean() < 0.03
 
@@ -76,17 +76,17 @@ def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
 @pytest.mark.mnist
 def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
     images, labels = load_split("test", mnist_dir)
-    reference = registry.reference_answers(shipped, images)
+    reference = registry.reference_log_probs(shipped, images)
     answers = onnxruntime_answers(int8.int8_graph(shipped, data_dir=mnist_dir), images)
     right = (reference.argmax(1) == labels).sum()
     assert (answers.argmax(1) == labels).sum() >= right - 2
-    assert judge_answers(answers, reference, "int8")[1] is None
+    assert judge_log_probs(answers, reference, "int8")[1] is None
 
 
 @pytest.mark.mnist
 def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir, monkeypatch):
     images = load_split("test", mnist_dir)[0][:1000]
-    reference = registry.reference_answers(shipped, images)
+    reference = registry.reference_log_probs(shipped, images)
     black = np.zeros((100, 28, 28), np.uint8)
     black[:, 14, 14] = 9
     monkeypatch.setattr(int8, "calibration_digits", lambda data_dir: black)
@@ -95,7 +95,7 @@ def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir, monkeypatch)
             continue
         engine = registry.open_engine(name, shipped, "cpu", "int8", 100)
         answers = np.concatenate([engine(images[k:k + 100]).copy() for k in range(0, 1000, 100)])
-        assert "WRONG" in judge_answers(answers, reference, "int8")[1]
+        assert "WRONG" in judge_log_probs(answers, reference, "int8")[1]
         engine.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mnist.engines import pytorch, registry, runtimes, tuning
-from mnist.engines.precision import PRECISIONS, TOLERANCE, judge_answers
+from mnist.engines.precision import PRECISIONS, TOLERANCE, judge_log_probs
 from mnist.errors import UnavailableError, package_missing
 from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
@@ -52,7 +52,7 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
     engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
     answers = answers_of(engine, images)
     assert answers.dtype == np.float32 and answers.shape == (100, 10)
-    assert np.abs(answers - registry.reference_answers(net, images)).max() < 1e-4
+    assert np.abs(answers - registry.reference_log_probs(net, images)).max() < 1e-4
     assert (engine.name, engine.device, engine.precision) == (name, "cpu", "fp32")
     assert engine.detail
     engine.close()
@@ -66,8 +66,8 @@ def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precisio
     engine = open_or_skip(name, net, "cpu", precision, data_dir=mnist_dir)
     assert engine.precision == precision
     answers = answers_of(engine, images)
-    reference = registry.reference_answers(net, images)
-    difference, reason = judge_answers(answers, reference, precision)
+    reference = registry.reference_log_probs(net, images)
+    difference, reason = judge_log_probs(answers, reference, precision)
     assert reason is None
     assert (difference > 1e-3) == (precision != "fp32")  # it really rounds
     assert (answers.argmax(1) == labels).mean() > 0.99
@@ -80,7 +80,7 @@ def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precisio
                                   and "cuda" in registry.ENGINES[name].precisions])
 def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cuda", batch_size=batch_size)
-    reference = registry.reference_answers(net, images)
+    reference = registry.reference_log_probs(net, images)
     assert np.abs(answers_of(engine, images) - reference).max() < TOLERANCE["fp32"]
     engine.compute(engine.prepare(images[:batch_size]))
     engine.synchronise()
@@ -91,7 +91,7 @@ def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, bat
 @pytest.mark.slow
 def test_torch_compile_answers_as_the_reference(net, images):
     engine = open_or_skip("torch-compile", net, "cpu")
-    reference = registry.reference_answers(net, images)
+    reference = registry.reference_log_probs(net, images)
     assert np.abs(answers_of(engine, images) - reference).max() < 1e-4
     assert engine.prepare(images[:3]).shape == (64, 1, 28, 28)
 
@@ -100,7 +100,7 @@ def test_reference_is_the_plain_network(net, images):
     with torch.no_grad():
         x = torch.from_numpy(images[:, None] / 255).float()
         plain = net((x - 0.1307) / 0.3081).numpy()
-    assert np.abs(registry.reference_answers(net, images) - plain).max() < 1e-4
+    assert np.abs(registry.reference_log_probs(net, images) - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -109,7 +109,7 @@ def test_compute_runs_on_what_was_prepared(net, images, name):
     engine(images[:64])
     engine.compute(engine.prepare(images[36:]))
     engine.synchronise()
-    reference = registry.reference_answers(net, images[36:])
+    reference = registry.reference_log_probs(net, images[36:])
     assert np.abs(engine.log_probs - reference).max() < 1e-4
 
 
@@ -119,7 +119,7 @@ def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
         engine(images[:64])
         short = engine(images[:3])
         assert short.shape == (3, 10)
-        assert np.abs(short - registry.reference_answers(net, images[:3])).max() < 1e-4
+        assert np.abs(short - registry.reference_log_probs(net, images[:3])).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -134,7 +134,7 @@ def test_usual_loop_reads_the_digits_it_is_given(net, images):
     engine = open_or_skip("usual-loop", net, "cpu", batch_size=64)
     loop = list(engine.loop(images))
     assert [len(answers) for answers in loop] == [64, 36]
-    reference = registry.reference_answers(net, images)
+    reference = registry.reference_log_probs(net, images)
     assert np.abs(np.concatenate(loop) - reference).max() < 1e-4
 
 
@@ -257,5 +257,5 @@ def test_without_tuning_the_library_decides(net, images, name):
     engine = registry.open_engine(name, net, tuning=False)
     assert "quickest" not in engine.detail and len(engine.tuning) == 1
     assert np.abs(answers_of(engine, images)
-                  - registry.reference_answers(net, images)).max() < 1e-4
+                  - registry.reference_log_probs(net, images)).max() < 1e-4
     engine.close()

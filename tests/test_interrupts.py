@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from scripts import ROOT, read_until, run, start
+from scripts import read_until, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
 
@@ -64,38 +64,3 @@ def test_timing(begin, program, tmp_path):
     row, = json.loads((tmp_path / "record.json").read_text())["rows"]
     assert row["status"] == "ok" and 2 <= row["passes"] < 100 and "torch" in out
     assert os.listdir(tmp_path) == ["record.json"]
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="can't see what is imported")
-@pytest.mark.parametrize("seconds", [0, 0.5])
-def test_while_torch_is_imported(begin, seconds, tmp_path):
-    process = begin("TrainMNIST.py", "--epochs", 1000, "--output", tmp_path / "net.pth")
-    with open(f"/proc/{process.pid}/maps") as maps:
-        while "libtorch" not in maps.read():
-            time.sleep(0.02)
-            maps.seek(0)
-    interrupt(process, seconds)
-
-
-def test_an_import_is_waited_for_where_there_is_work_to_keep(tmp_path):
-    (tmp_path / "slow.py").write_text(
-        "import os, signal, time\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
-        "try:\n    time.sleep(0.3)\n"
-        "except BaseException:\n    print('swallowed')\n"
-        "print('imported')\n")
-    (tmp_path / "program.py").write_text(
-        "import sys, time\n"
-        f"sys.path[:0] = [{ROOT!r}, {str(tmp_path)!r}]\n"
-        "from mnist.cli import run_program, work_to_keep\n"
-        "def main():\n"
-        "    try:\n"
-        "        with work_to_keep():\n"
-        "            import slow\n"
-        "            time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n"
-        "        print('kept')\n"
-        "        return 130\n"
-        "run_program(main)\n")
-    out, _ = run(tmp_path / "program.py", status=130)
-    assert out == "imported\nkept\n"

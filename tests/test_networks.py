@@ -19,9 +19,9 @@ from mnist.errors import MNISTError, UnavailableError
 from mnist.models.fold import Normalised, channels_last, fold
 from mnist.models.registry import find_network, make_network
 from mnist.models.weights import SHIPPED, load_network, save_weights, trained_path
-from mnist.training.loop import new_network, train
+from mnist.training.loop import Run, new_network, train
 from mnist.training.recipe import Recipe
-from MNISTmodel import NETWORKS, Net, calls, count_multiply_adds, count_parameters
+from MNISTmodel import NETWORKS, Net, calls, count_macs, count_parameters
 
 OWN = own_networks.__file__
 ALL = [kind.__name__ for kind in own_networks.NETWORKS]
@@ -49,7 +49,7 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with torch.no_grad():
         answers = fold(net)(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - registry.reference_answers(net, digits)).max() < 1e-4
+    assert np.abs(answers - registry.reference_log_probs(net, digits)).max() < 1e-4
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
@@ -83,12 +83,12 @@ def test_a_batch_norm_of_hardly_any_variance_is_folded_too(trained, digits):
     assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in folded.modules())
     with torch.no_grad():
         answers = folded(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - registry.reference_answers(net, digits)).max() < 1e-4
+    assert np.abs(answers - registry.reference_log_probs(net, digits)).max() < 1e-4
 
 
 def test_calls_are_those_of_the_innermost_modules(trained):
     net = trained("Residual")
-    made = calls(net, torch.zeros(1, 1, 28, 28))
+    made, _ = calls(net, torch.zeros(1, 1, 28, 28))
     assert [type(call.module).__name__ for call in made] == [
         "Conv2d", "GroupNorm", "Conv2d", "BatchNorm2d", "SiLU", "AdaptiveAvgPool2d", "Linear"]
     assert not net.stem._forward_hooks
@@ -96,15 +96,15 @@ def test_calls_are_those_of_the_innermost_modules(trained):
 
 def test_what_a_network_costs(trained):
     assert count_parameters(Net()) == 431080
-    assert count_multiply_adds(Net()) == 24**2 * 20 * 25 + 8**2 * 50 * 500 + 800 * 500 + 5000
+    assert count_macs(Net()) == 24**2 * 20 * 25 + 8**2 * 50 * 500 + 800 * 500 + 5000
     assert count_parameters(trained("Tied")) == 784 * 24 + 24 + 24 * 24 + 24 + 240 + 10
-    assert count_multiply_adds(trained("Depthwise")) == (
+    assert count_macs(trained("Depthwise")) == (
         12**2 * 8 * 25 + 10**2 * 8 * 9 + 10**2 * 8 * 12 + 8**2 * 12 * 4 * 9 + 120)
 
 
 def test_what_the_built_in_networks_cost():
     small, lenet5 = NETWORKS["small"](), NETWORKS["lenet5"]()
-    assert count_parameters(small) == 17530 and count_multiply_adds(small) == 481792
+    assert count_parameters(small) == 17530 and count_macs(small) == 481792
     assert [count_parameters(layer) for layer in lenet5.children()] == [
         156, 2416, 48120, 10164, 850]
 
@@ -120,7 +120,7 @@ def test_the_separable_network_is_that_of_the_table(name, norms):
                      "fc3": 5010}
     assert sum(table.values()) == 25612126
     assert net.dropout.p == (0.5 if "dropout" in name else 0)
-    maps = {call.module: call.output.shape[1:] for call in calls(net, torch.zeros(2, 1, 28, 28))}
+    maps = {call.module: call.output.shape[1:] for call in calls(net, torch.zeros(2, 1, 28, 28))[0]}
     assert maps[net.conv1[1]] == (1, 28, 28) and maps[net.conv1[2]] == (32, 28, 28)
     assert maps[net.conv2b[1]] == (32, 28, 28) and maps[net.conv2b[2]] == (64, 28, 28)
 
@@ -136,7 +136,7 @@ def test_every_engine_runs_it(trained, digits, name, engine):
     running = registry.open_engine(engine, net, batch_size=16)
     answers = np.concatenate([running(digits[:16]).copy(), running(digits[16:20]).copy()])
     running.close()
-    assert np.abs(answers - registry.reference_answers(net, digits[:20])).max() < 1e-3
+    assert np.abs(answers - registry.reference_log_probs(net, digits[:20])).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -166,7 +166,7 @@ def test_training_takes_it(digits, name, precision):
     labels = torch.arange(len(images)) % 10
     net = new_network(*find_network(f"{OWN}:{name}"), recipe, "cpu")
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    history = train(net, recipe, (images, labels), (images, labels), teacher=Net())
+    history = list(train(Run(net, recipe, (images, labels), (images, labels), teacher=Net())))
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     assert all(np.isfinite(epoch["train_loss"]) for epoch in history)
     for key, parameter in net.named_parameters():
@@ -255,7 +255,7 @@ def test_a_built_in_network_is_known_by_its_weights(tmp_path, name):
 
 def test_what_you_trained_comes_before_what_is_shipped(tmp_path, monkeypatch):
     shipped = os.path.join(SHIPPED, "net.pth")
-    monkeypatch.setattr("mnist.models.weights.HERE", str(tmp_path))
+    monkeypatch.setattr("mnist.models.weights.ROOT", str(tmp_path))
     assert trained_path("net") == str(tmp_path / "NetMNIST.pth")
     assert load_network().path == shipped
     assert load_network().stem == str(tmp_path / "net")  # nothing is written into weights/

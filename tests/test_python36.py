@@ -1,4 +1,4 @@
-"""Every top-level file suits a Jetson Nano: Python 3.6, torch 1.10, numpy 1.19, PyQt5 5.10.
+"""What runs on a Jetson Nano suits it: Python 3.6, torch 1.10, numpy 1.19, PyQt5 5.10.
 
 Where the environment variable PYTHON36 names a Python 3.6 with those libraries, the programs are
 run on it too.
@@ -13,8 +13,9 @@ import nano_calls
 import pytest
 from scripts import ROOT
 
-FILES = [os.path.basename(path) for path in nano_calls.programs()]
-PROGRAMS = [name for name in FILES if not name.startswith("MNIST") or name == "MNISTshowFeat.py"]
+FILES = [os.path.relpath(path, ROOT) for path in nano_calls.programs()]
+PROGRAMS = [name for name in FILES if os.sep not in name
+            and (not name.startswith("MNIST") or name == "MNISTshowFeat.py")]
 VERMIN = [sys.executable, "-c", "import vermin; vermin.main()", "-t=3.6-", "--no-tips",
           "--backport", "dataclasses", "--violations"]
 
@@ -97,7 +98,7 @@ def test_modules_on_python_3_6(python36):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_on_python_3_6(python36, program):
-    assert "--debug" in python36(program, "--help")
+    assert program in python36(program, "--help")
 
 
 def test_training_and_timing_on_python_3_6(python36, small_mnist, tmp_path):

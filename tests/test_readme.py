@@ -117,6 +117,7 @@ def test_tables_made_from_records_are_as_the_records_have_them(tmp_path):
     for name in ("README.md", "docs", "results", "weights"):
         source, target = os.path.join(ROOT, name), str(tmp_path / name)
         (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+    shutil.copytree(os.path.join(ROOT, "mnist"), str(tmp_path / "mnist"))
     for source in glob.glob(os.path.join(ROOT, "MNIST*.py")):
         shutil.copy(source, str(tmp_path))
     networks, = glob.glob(os.path.join(ROOT, "results", "*-networks.json"))

@@ -128,7 +128,7 @@ def test_a_tensorrt_engine_on_the_real_pycuda():
     """The stand-in's engine, as it runs on a GPU, over pycuda's buffers, copies and stream."""
     assert run_on_pycuda("""
 import fake_tensorrt, torch
-from mnist.engines.registry import open_engine, reference_answers
+from mnist.engines.registry import open_engine, reference_log_probs
 from MNISTmodel import Net
 torch.set_num_threads(1)
 device = real_pycuda.make_device()
@@ -147,7 +147,7 @@ def answer(engine):
 sys.stderr = open("/dev/null", "w")
 engine = in_thread(open_one)
 for answers in (in_thread(answer, engine), answer(engine)):
-    np.testing.assert_allclose(answers, reference_answers(net, digits), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(answers, reference_log_probs(net, digits), atol=1e-4, rtol=0)
 print(engine.detail)
 in_thread(engine.close)
 assert (driver.fake_alive(), driver.fake_depth()) == (0, 0)

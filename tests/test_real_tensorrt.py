@@ -54,7 +54,7 @@ class StandIn:
         for module, value in modules.items():
             monkeypatch.setitem(sys.modules, module, value)
         self.notes = watched.Notes(self.trt)
-        for module in ("mnist.engines.trt", "mnist.engines.trt_cache"):  # the second imports the first
+        for module in ("mnist.engines.trt", "mnist.engines.trt_cache"):
             self.ours = watched.watched(module, self.notes)
             monkeypatch.setitem(sys.modules, module, self.ours)
 

@@ -492,7 +492,7 @@ def test_a_batch_goes_to_the_engine_that_is_quickest_for_it(monkeypatch):
 
 
 class FailingEngines:
-    """Stands for `mnist.serving.batching.Engines`; fails where a batch holds a digit that begins with 13."""
+    """Stands for `Engines`; fails where a batch holds a digit that begins with 13."""
 
     max_batch = 8
 
@@ -602,5 +602,5 @@ def test_waiting_too_long_and_leaving():
             batcher.max_waiting = 2
             batcher.submit(Job(digits_of(4), done.append))
         await asyncio.sleep(0.05)
-        assert done == [late, good] and late.error.status == 503 and good.answers[0, 0] == 3
+        assert done == [late, good] and late.error.status == 503 and good.log_probs[0, 0] == 3
     assert batch(use).batches == [1]

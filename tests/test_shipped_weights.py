@@ -13,7 +13,7 @@ from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.image_set import normalise
 from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
-from MNISTmodel import count_multiply_adds, count_parameters
+from MNISTmodel import count_macs, count_parameters
 
 SIZE, MARGIN = 280, 30  # pixels of a drawing: the digit's longer side, and the border
 PEN_WIDTH = 28  # pixels: a tenth of the digit, two of its 20 pixels, as MNIST's strokes are
@@ -99,7 +99,7 @@ def test_record_is_that_of_the_weights(path):
     shipped = load_network(stem + ".pth")
     assert record["settings"]["network"] == shipped.name
     assert record["weights"]["parameters"] == count_parameters(shipped.net)
-    assert record["weights"]["multiply_adds"] == count_multiply_adds(shipped.net)
+    assert record["weights"]["macs"] == count_macs(shipped.net)
     assert len(record["epochs"]) == record["settings"]["epochs"]
     assert record["result"]["accuracy"] == record["epochs"][-1]["accuracy"]
     assert os.path.isfile(stem + ".png")

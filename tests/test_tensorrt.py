@@ -21,7 +21,7 @@ import mnist.models.weights
 from mnist.engines import trt_cache
 from mnist.engines.onnx_export import onnx_bytes
 from mnist.engines.precision import PRECISIONS
-from mnist.engines.registry import ENGINES, reference_answers
+from mnist.engines.registry import ENGINES, reference_log_probs
 from mnist.engines.trt import (
     graph_precision,
     load_engine,
@@ -288,7 +288,7 @@ def machine(monkeypatch):
 
 def check_answers(engine, net, digits, tolerance=1e-4):
     """All of the digits go through, a short batch last, and each answer is its digit's own."""
-    expected = reference_answers(net, digits)
+    expected = reference_log_probs(net, digits)
     for start in range(0, len(digits), engine.batch_size):
         batch = digits[start:start + engine.batch_size]
         got = engine(batch)
@@ -324,7 +324,7 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
         request.getfixturevalue("half_precision")
     engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
     check_answers(engine, net, digits, FP16_TOLERANCE)
-    rounded = np.abs(engine(digits[:64]) - reference_answers(net, digits[:64])).max()
+    rounded = np.abs(engine(digits[:64]) - reference_log_probs(net, digits[:64])).max()
     assert rounded > 1e-4  # it did compute in half precision
     assert os.path.exists(stem + ".onnx") == hasattr(trt.BuilderFlag, "FP16")
     assert os.path.exists(stem + "-fp16.onnx") == (not hasattr(trt.BuilderFlag, "FP16"))
@@ -333,7 +333,7 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0"])
 def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem, version, graphs):
-    expected = reference_answers(net, digits[:64])
+    expected = reference_log_probs(net, digits[:64])
     machine.install(version, memory="torch", graphs=graphs)
     engine = cached_engine(net, "cuda", "fp32", 64, stem=stem, memory="torch")
     assert machine.device.calls == []  # the first call is the user's
@@ -348,7 +348,7 @@ def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem,
 
 @pytest.mark.parametrize("memory", ["pycuda", "torch"])
 def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, memory):
-    expected = reference_answers(net, digits[:3])
+    expected = reference_log_probs(net, digits[:3])
     machine.install("10.3.0", memory=memory)
     engine = cached_engine(net, "cuda", "fp32", 3, stem=stem)
     x = engine.prepare(digits[:3])
@@ -560,7 +560,7 @@ def test_a_broken_tensorrt_is_not_called_missing(monkeypatch, tmp_path):
 def program(machine, net, digits, stem, monkeypatch):
     """Run InfMNISTcudaRT.py's main in this process, on the stand-ins."""
     save_weights(net, stem + ".pth")
-    labels = reference_answers(net, digits).argmax(1).astype(np.uint8)
+    labels = reference_log_probs(net, digits).argmax(1).astype(np.uint8)
     labels[0] = (labels[0] + 1) % 10
     monkeypatch.setattr("MNISTdsource.load_digits",
                         lambda *_: (digits, labels, "noise"))

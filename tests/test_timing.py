@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 
-import mnist.bench.stopwatch
+from mnist.bench import stopwatch as bench
 from mnist.bench import tables
 
 IMAGES, CLASSES = 100, 10
@@ -38,7 +38,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(mnist.bench.stopwatch, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(bench, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
     monkeypatch.setattr(FakeEngine, "clock", clock)
     return clock
 
@@ -88,7 +88,7 @@ def digits():
 
 
 def stopwatch_of(engine):
-    return mnist.bench.stopwatch.Stopwatch(engine, digits(), **FACTS)
+    return bench.Stopwatch(engine, digits(), **FACTS)
 
 
 def row_of(stopwatch, repeat=None):
@@ -97,7 +97,7 @@ def row_of(stopwatch, repeat=None):
 
 def measure(engine, repeat=None, deadline=None):
     stopwatch = stopwatch_of(engine)
-    assert not mnist.bench.stopwatch.take_turns([stopwatch], repeat, deadline)
+    assert not bench.take_turns([stopwatch], repeat, deadline)
     return row_of(stopwatch, repeat)
 
 
@@ -132,11 +132,11 @@ def test_every_shape_is_warmed_up_and_the_remainder_comes_as_it_is(clock):
     warm_up = engine.calls[1:]
     for size in (16, 4):
         assert warm_up.count(size) >= 10
-        assert warm_up.count(size) * engine.delay >= mnist.bench.stopwatch.WARM_UP["cpu"]["seconds"]
+        assert warm_up.count(size) * engine.delay >= bench.WARM_UP["cpu"]["seconds"]
     engine.calls.clear()
-    mnist.bench.stopwatch.take_turns([stopwatch], repeat=2)
+    bench.take_turns([stopwatch], repeat=2)
     assert engine.calls.count(4) == 2 and engine.calls.count(16) >= 12
-    for name in mnist.bench.stopwatch.CLOCKS:
+    for name in bench.CLOCKS:
         assert sum(len(turn.seconds[name]) for turn in stopwatch.turns) == 2 * 7
         assert sum(len(turn.latencies(name)) for turn in stopwatch.turns) == 2 * 6
 
@@ -152,7 +152,7 @@ def test_a_gpu_is_woken_before_each_of_its_turns(clock):
         stopwatch.time_turn()
         stopwatch.time_turn()
         calls.append(len(engine.calls))
-    assert calls[1] * 0.001 >= mnist.bench.stopwatch.TURN_WARM_UP["cuda"]["seconds"] > 5 * calls[0] * 0.001
+    assert calls[1] * 0.001 >= bench.TURN_WARM_UP["cuda"]["seconds"] > 5 * calls[0] * 0.001
 
 
 def test_engines_take_turns_and_each_answers_every_image_once():
@@ -165,9 +165,9 @@ def test_engines_take_turns_and_each_answers_every_image_once():
 
     stopwatches = [stopwatch_of(Noting(batch_size=10)), stopwatch_of(Noting(batch_size=1))]
     order.clear()
-    mnist.bench.stopwatch.take_turns(stopwatches, repeat=2)
+    bench.take_turns(stopwatches, repeat=2)
     changes = sum(before is not after for before, after in zip(order, order[1:]))
-    assert changes == 2 * 2 * mnist.bench.stopwatch.TURNS - 1
+    assert changes == 2 * 2 * bench.TURNS - 1
     for stopwatch in stopwatches:
         row = row_of(stopwatch, repeat=2)
         assert row["accuracy"] == 1.0 and row["images"] == IMAGES and row["passes"] == 2
@@ -208,7 +208,7 @@ def test_passes_go_on_until_the_engine_is_steady():
     assert row["end_to_end"]["median_ms"] == pytest.approx(10)
     assert row["end_to_end"]["total_s"] == pytest.approx(0.5)  # of one pass, the steady one
     assert row["end_to_end"]["unsteady"] == pytest.approx(1) and row["passes"] > 1
-    assert mnist.bench.stopwatch.unsteady_warnings([row]) == mnist.bench.stopwatch.first_call_warnings([row]) == []
+    assert bench.unsteady_warnings([row]) == bench.first_call_warnings([row]) == []
     assert engine.clock.now < 20  # and no longer
 
 
@@ -221,25 +221,25 @@ class Slowing(FakeEngine):
 def test_what_never_gets_steady_is_said_when_the_time_is_up(clock):
     row = measure(Slowing(batch_size=2, delay=1e-4), deadline=2)
     assert row["passes"] > 1
-    warning, = mnist.bench.stopwatch.unsteady_warnings([row, row])
+    warning, = bench.unsteady_warnings([row, row])
     assert "never got steady" in warning and warning.count("net: fake cpu fp32 batch 2 (") == 2
-    assert mnist.bench.stopwatch.unsteady_warnings([dict(row, end_to_end=None)]) == []  # one that failed
+    assert bench.unsteady_warnings([dict(row, end_to_end=None)]) == []  # one that failed
 
 
 def test_a_first_call_far_from_the_median_is_warned_of():
     row = measure(FakeEngine(batch_size=2, delay=0.01))
     times = row["end_to_end"]
     times["first_timed_ms"] = 4.9 * times["median_ms"]
-    assert mnist.bench.stopwatch.first_call_warnings([row]) == []
+    assert bench.first_call_warnings([row]) == []
     times["first_timed_ms"] = 5.1 * times["median_ms"]
-    warning, = mnist.bench.stopwatch.first_call_warnings([row])
+    warning, = bench.first_call_warnings([row])
     assert "51 ms, far from the median 10 ms" in warning
 
 
 def test_a_steady_engine_rests_while_the_others_go_on():
     steady, slowing = stopwatch_of(FakeEngine(2)), stopwatch_of(Slowing(2, 1e-4))
-    mnist.bench.stopwatch.take_turns([steady, slowing], deadline=steady.engine.clock.now + 2)
-    assert len(steady.turns) == mnist.bench.stopwatch.TURNS < len(slowing.turns)
+    bench.take_turns([steady, slowing], deadline=steady.engine.clock.now + 2)
+    assert len(steady.turns) == bench.TURNS < len(slowing.turns)
 
 
 def test_one_pass_is_made_however_little_time_there_is():
@@ -270,7 +270,7 @@ class Breaking(FakeEngine):
 def test_an_engine_that_breaks_while_it_is_timed_keeps_its_row():
     warm_up = len(stopwatch_of(FakeEngine(10)).engine.calls)
     early, late, well = (stopwatch_of(Breaking(10, warm_up + more)) for more in (1, 160, 10**6))
-    mnist.bench.stopwatch.take_turns([early, late, well], repeat=3)
+    bench.take_turns([early, late, well], repeat=3)
     early, late, well = (row_of(stopwatch, repeat=3) for stopwatch in (early, late, well))
     assert early["status"] == "failed" and "out of memory" in early["reason"]
     assert early["end_to_end"] is None
@@ -290,8 +290,8 @@ def test_ctrl_c_keeps_what_was_measured():
     well, interrupted = stopwatch_of(FakeEngine(10)), FakeEngine(10)
     interrupted.__class__, interrupted.last = Interrupted, warm_up + 3 * 5 + 2
     interrupted = stopwatch_of(interrupted)
-    mnist.bench.stopwatch.take_turns([well])
-    assert mnist.bench.stopwatch.take_turns([well, interrupted], repeat=2)  # says that it was
+    bench.take_turns([well])
+    assert bench.take_turns([well, interrupted], repeat=2)  # says that it was
     assert row_of(well)["status"] == "ok"
     row = row_of(interrupted)
     assert row["status"] == "skipped" and row["reason"].startswith("interrupted before")
@@ -308,7 +308,7 @@ def test_wrong_answers_fail_the_row(wrong):
 
     row = measure(Wrong(batch_size=32))
     assert row["status"] == "failed" and "WRONG" in row["reason"]
-    record = mnist.bench.stopwatch.make_record({"data": "MNIST"}, [row])
+    record = bench.make_record({"data": "MNIST"}, [row])
     json.dumps(record, allow_nan=False)
     assert "failed: WRONG" in tables.format_report(record)
 
@@ -335,21 +335,21 @@ def test_int8_is_judged_by_the_answers_it_changes():
 
 def test_percentiles_need_calls_beyond_them():
     seconds = [k / 1000 for k in range(1, 1001)]
-    assert mnist.bench.stopwatch.percentile(seconds, 50) == pytest.approx(501)
-    assert mnist.bench.stopwatch.percentile(seconds, 90) == pytest.approx(901)
-    assert mnist.bench.stopwatch.percentile(seconds, 99) == pytest.approx(991)
-    assert mnist.bench.stopwatch.percentile(seconds[:999], 99) is None  # nine calls lie beyond it
-    assert mnist.bench.stopwatch.percentile(seconds[:156], 90) is not None
-    assert mnist.bench.stopwatch.percentile(seconds[:156], 99) is None
-    assert mnist.bench.stopwatch.percentile(seconds[:5], 90) is None
-    assert mnist.bench.stopwatch.percentile(seconds[:1], 50) == 1.0
+    assert bench.percentile(seconds, 50) == pytest.approx(501)
+    assert bench.percentile(seconds, 90) == pytest.approx(901)
+    assert bench.percentile(seconds, 99) == pytest.approx(991)
+    assert bench.percentile(seconds[:999], 99) is None  # nine calls lie beyond it
+    assert bench.percentile(seconds[:156], 90) is not None
+    assert bench.percentile(seconds[:156], 99) is None
+    assert bench.percentile(seconds[:5], 90) is None
+    assert bench.percentile(seconds[:1], 50) == 1.0
 
 
 def test_no_outlier_is_removed_and_the_median_pass_is_reported():
     passes = [[1, 1, 1, 1, 4], [2, 2, 2, 2, 1], [9, 1, 1, 1, 1]]
-    turns = [mnist.bench.stopwatch.Turn({"end_to_end": [seconds]}, 1) for calls in passes
+    turns = [bench.Turn({"end_to_end": [seconds]}, 1) for calls in passes
              for seconds in calls]
-    result = mnist.bench.stopwatch.statistics(0.5, turns, "end_to_end", images=100)
+    result = bench.statistics(0.5, turns, "end_to_end", images=100)
     assert result["total_s"] == 9 and result["median_ms"] == 1000
     assert result["first_call_ms"] == 500 and result["unsteady"] == 9
 
@@ -366,7 +366,7 @@ def test_table_fits_the_screen_and_keeps_rows_that_did_not_run():
     for row in rows:
         row["engine"] = "torch-compile"
         row["end_to_end"].update(total_s=1234.567, images_per_s=1234567, median_ms=1234.5)
-    rows.append(mnist.bench.stopwatch.empty_row("tensorrt", "cuda", "fp16", 64, IMAGES,
+    rows.append(bench.empty_row("tensorrt", "cuda", "fp16", 64, IMAGES,
                                       reason="no GPU here", **FACTS))
     lines = table_of(rows)
     assert max(map(len, lines)) <= 100
@@ -375,7 +375,7 @@ def test_table_fits_the_screen_and_keeps_rows_that_did_not_run():
 
 def test_rows_skipped_for_one_reason_share_a_line_of_at_most_100_columns():
     reason = "no usable NVIDIA GPU or driver; " + "nvidia-smi shows what is there, " * 4
-    rows = [mnist.bench.stopwatch.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason, **FACTS)
+    rows = [bench.empty_row("torch", "cuda", "fp32", size, IMAGES, reason=reason, **FACTS)
             for size in (1, 64)]
     rows.append(measure(FakeEngine(batch_size=64)))
     lines = table_of(rows)
@@ -390,14 +390,14 @@ def test_launch_bound_gpu_is_explained():
     rows = [measure(FakeEngine(batch_size=size)) for size in (1, 64)]
     for row, median in zip(rows, (0.10, 0.12)):
         row["compute"]["median_ms"] = median
-    assert mnist.bench.stopwatch.launch_warnings(rows) == []  # a CPU isn't launched
+    assert bench.launch_warnings(rows) == []  # a CPU isn't launched
     for row in rows:
         row["device"] = "cuda"
     for order in (rows, rows[::-1]):
-        warning, = mnist.bench.stopwatch.launch_warnings(order)
+        warning, = bench.launch_warnings(order)
         assert "batch 1: launch-bound" in warning and "1.2 times" in warning
     rows[1]["compute"]["median_ms"] = 0.5
-    assert mnist.bench.stopwatch.launch_warnings(rows) == []
+    assert bench.launch_warnings(rows) == []
 
 
 def test_networks_have_a_column_where_there_are_several():
@@ -405,7 +405,7 @@ def test_networks_have_a_column_where_there_are_several():
     lines = table_of(rows)
     assert "network" in lines[0] and "small" in lines[4]
     assert "network" not in table_of(rows[:1])[0]
-    rows = [dict(mnist.bench.stopwatch.empty_row("torch", "cuda", "fp32", size, IMAGES, reason="no GPU",
+    rows = [dict(bench.empty_row("torch", "cuda", "fp32", size, IMAGES, reason="no GPU",
                                        **FACTS), network=name)
             for name in ("net", "small") for size in (1, 64)]
     assert table_of(rows)[-1].split() == \
@@ -414,23 +414,23 @@ def test_networks_have_a_column_where_there_are_several():
 
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="the system doesn't say")
 def test_what_other_programs_use_is_noticed(monkeypatch):
-    monkeypatch.setattr(mnist.bench.stopwatch, "time", time)
-    others = mnist.bench.stopwatch.OtherPrograms()
+    monkeypatch.setattr(bench, "time", time)
+    others = bench.OtherPrograms()
     burn = "import time; end = time.time() + 0.6\nwhile time.time() < end: pass"
     with subprocess.Popen([sys.executable, "-c", burn]):
         pass
     busy = others.share()
     assert busy > 0.2 / os.cpu_count()
-    record = mnist.bench.stopwatch.make_record({}, [], busy)
+    record = bench.make_record({}, [], busy)
     assert any("other programs used" in text for text in record["warnings"])
-    assert mnist.bench.stopwatch.make_record({}, [], 0.01)["warnings"] == \
-        mnist.bench.stopwatch.make_record({}, [], None)["warnings"]
+    assert bench.make_record({}, [], 0.01)["warnings"] == \
+        bench.make_record({}, [], None)["warnings"]
 
 
 def test_record_has_the_schema():
-    record = mnist.bench.stopwatch.make_record({"repeat": 1}, [measure(FakeEngine(batch_size=64))])
+    record = bench.make_record({"repeat": 1}, [measure(FakeEngine(batch_size=64))])
     record = json.loads(json.dumps(record, allow_nan=False))
-    assert record["schema"] == mnist.bench.stopwatch.SCHEMA and record["settings"] == {"repeat": 1}
+    assert record["schema"] == bench.SCHEMA and record["settings"] == {"repeat": 1}
     row = record["rows"][0]
     assert {"engine", "device", "precision", "batch_size", "images", "status", "reason",
             "accuracy", "loss", "max_difference", "end_to_end", "compute"} <= set(row)

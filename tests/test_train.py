@@ -1,6 +1,5 @@
 """TrainMNIST.py, run as a program on a few digits, and its parts."""
 
-import contextlib
 import json
 import math
 import os
@@ -52,7 +51,7 @@ def test_the_seed_orders_the_digits_too(augment):
     for seed in (3, 3, 4):
         recipe = Recipe(seed=seed, epochs=1, batch_size=64, augment=augment)
         net = loop.new_network("net", NETWORKS["net"], Recipe(seed=0), "cpu")
-        loop.train(net, recipe, digits, digits)
+        list(loop.train(loop.Run(net, recipe, digits, digits)))
         trained.append(net.state_dict())
     assert identical(trained[0], trained[1]) and not identical(trained[0], trained[2])
 
@@ -284,27 +283,19 @@ def few():
 def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
     recipe = mnist.training.recipe.Recipe(epochs=4, batch_size=64, augment=1.0, optimizer=optimizer)
     whole = loop.new_network("Noisy", Noisy, recipe, "cpu")
-    loop.train(whole, recipe, *few)
+    list(loop.train(loop.Run(whole, recipe, *few)))
 
-    class Stop(Exception):
-        pass
-
-    def stop(history):
-        TrainMNIST.save_state(tmp_path / "state", recipe._asdict(), net, optimiser, history)
-        if len(history) == 2:
-            raise Stop
-
+    TrainMNIST.import_library()
     for _ in range(2):
-        net = loop.new_network("Noisy", Noisy, recipe, "cpu")
-        optimiser = loop.make_optimiser(net, recipe)
-        history = []
+        run = loop.Run(loop.new_network("Noisy", Noisy, recipe, "cpu"), recipe, *few)
         if (tmp_path / "state").exists():
-            history = TrainMNIST.resume(tmp_path / "state", recipe._asdict(), net, optimiser)
-        with contextlib.suppress(Stop):
-            history = loop.train(net, recipe, *few, optimiser=optimiser, history=history,
-                                          after_epoch=stop)
-    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
-    assert identical(whole.state_dict(), net.state_dict())
+            TrainMNIST.resume(tmp_path / "state", recipe._asdict(), run)
+        for line in loop.train(run):
+            TrainMNIST.save_state(tmp_path / "state", recipe._asdict(), run)
+            if line["epoch"] == 2:
+                break
+    assert [line["epoch"] for line in run.history] == [1, 2, 3, 4]
+    assert identical(whole.state_dict(), run.net.state_dict())
     assert whole.layers[1].num_batches_tracked == 4 * 8
 
 
@@ -312,14 +303,14 @@ def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
     recipe = mnist.training.recipe.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
     (images, labels), watched = few
     teacher = loop.new_network("net", NETWORKS["net"], recipe, "cpu")
-    loop.train(teacher, recipe, (images, labels), watched)
+    list(loop.train(loop.Run(teacher, recipe, (images, labels), watched)))
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
-    wrong = labels[torch.randperm(len(labels), generator=loop.generator("cpu", 0))]
+    wrong = labels[torch.randperm(len(labels), generator=loop.make_generator("cpu", 0))]
 
     def accuracy(**more):
         student = loop.new_network("small", NETWORKS["small"], recipe, "cpu")
-        return loop.train(student, recipe, (images, wrong), watched,
-                                   **more)[-1]["accuracy"]
+        run = loop.Run(student, recipe, (images, wrong), watched, **more)
+        return list(loop.train(run))[-1]["accuracy"]
     assert accuracy(teacher=teacher) > 0.8 > 0.4 > accuracy()
     assert identical(before, teacher.state_dict())
 
@@ -345,7 +336,9 @@ def test_after_step_and_frozen_parameters(few):
         steps.append(1)
         with torch.no_grad():
             net.layers[5].weight[:, :100] = 0
-    loop.train(net, recipe, *few, after_step=mask)
+    run = loop.Run(net, recipe, *few)
+    run.after_step = mask
+    list(loop.train(run))
     assert len(steps) == 8 and torch.equal(frozen, net.layers[0].weight)
     assert net.layers[5].weight[:, :100].abs().max() == 0 < net.layers[5].weight.abs().max()
     with pytest.raises(UnavailableError, match="nothing to train"):

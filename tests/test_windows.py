@@ -73,7 +73,7 @@ def test_any_network(tmp_path, name):
         draw(window.canvas, SEVEN)
         settle(window)
         digit = part(window, "network_input").digit
-        log_probs = registry.reference_answers(net, digit[None])[0]
+        log_probs = registry.reference_log_probs(net, digit[None])[0]
         values = part(window, "probabilities").values
         assert np.allclose(values, np.exp(log_probs), atol=1e-4)
         assert part(window, "answer").text() == str(values.argmax())
@@ -326,11 +326,11 @@ def test_next_mistake(full):
 
 
 def test_next_mistake_waits_until_one_is_known(full):
-    full.answers = full.answers[:0]
+    full.predictions = full.predictions[:0]
     full.network.batch_size = 1
     full.read_test_set()
     full.next_mistake()
-    windows.wait_until(lambda: len(full.answers) == 12)
+    windows.wait_until(lambda: len(full.predictions) == 12)
     assert part(full, "go_to").value() == 3
 
 

@@ -43,7 +43,8 @@ def opened(program, tmp_path, *arguments, mnist=None):
     try:
         wait_until(lambda: window.network is not None or failures)
         if mnist is not None:
-            wait_until(lambda: window.images is not None and len(window.answers) == window.count())
+            wait_until(lambda: window.images is not None
+                       and len(window.predictions) == window.count())
         settle(window)
         yield window
         settle(window)

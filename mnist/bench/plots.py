@@ -8,9 +8,9 @@ import itertools
 import os
 
 from mnist.bench.tables import (
-    LETTERS,
     PUBLISHED,
     PUBLISHED_IMAGES,
+    letters,
     merge_rows,
     milliseconds,
     networks_of,
@@ -68,11 +68,12 @@ def save_plot(path, records):
     machines = [record["machine"]["utc"][:10] + ", "
                 + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
-        machines = [f"{letter}: {machine}" for letter, machine in zip(LETTERS, machines)]
+        machines = [f"{letter}: {machine}" for letter, machine in zip(letters(), machines)]
     margin = 1.1 + 0.17 * len(machines)  # inches: title and legend above, machines below
     height = margin + 0.36 * len(lines)
     figure = new_figure(10, height)
-    figure.text(0.012, 1 - 0.1 / height, "Reading MNIST digits, end-to-end: from pixels to answers",
+    figure.text(0.012, 1 - 0.1 / height,
+                "Reading MNIST digits, end-to-end: from pixels to log-probabilities",
                 fontsize=12, va="top")
     figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
 
@@ -146,30 +147,32 @@ def plot_lines(records):
 MISTAKES_SHOWN = 120
 
 
-def plot_mistakes(path, images, labels, answers, title):
+def plot_mistakes(path, images, targets, log_probs, title):
     """Save the figure of `draw_mistakes`."""
-    save_figure(draw_mistakes(images, labels, answers, title), path)
+    save_figure(draw_mistakes(images, targets, log_probs, title), path)
 
 
-def draw_mistakes(images, labels, answers, title):
+def draw_mistakes(images, targets, log_probs, title):
     """A figure of the confusion matrix, and of the misread digits, the surest first.
 
-    images uint8 (N, 28, 28), labels (N,), answers float32 (N, 10) log-probabilities. A digit's
+    images uint8 (N, 28, 28), targets (N,), log_probs float32 (N, 10) log-probabilities. A digit's
     caption: its number, its label, what it was read as, and with which probability.
     """
     import numpy as np
-    read = answers.argmax(1)
-    wrong = np.flatnonzero(read != labels)
-    surest = wrong[np.argsort(-answers[wrong, read[wrong]], kind="stable")][:MISTAKES_SHOWN]
+    predictions = log_probs.argmax(1)
+    wrong = np.flatnonzero(predictions != targets)
+    surest = np.argsort(-log_probs[wrong, predictions[wrong]], kind="stable")
+    surest = wrong[surest][:MISTAKES_SHOWN]
     columns = 10
     rows = max(-(-len(surest) // columns), 4)
     width, height = 15, max(6.2, 1.3 * rows + 1.2)
     figure = new_figure(width, height, dpi=110)
-    text = f"{title}: {len(wrong):,} of {len(labels):,} digits misread"
+    text = f"{title}: {len(wrong):,} of {len(targets):,} digits misread"
     if len(surest) < len(wrong):
         text += f", the {len(surest)} surest shown"
     figure.text(0.01, 1 - 0.12 / height, text, fontsize=13, va="top")
-    draw_confusion(figure.add_axes([0.035, 1 - 5.7 / height, 5 / width, 5 / height]), labels, read)
+    draw_confusion(figure.add_axes([0.035, 1 - 5.7 / height, 5 / width, 5 / height]), targets,
+                   predictions)
     for k, index in enumerate(surest):
         row, column = divmod(k, columns)
         panel = figure.add_axes([(5.8 + 0.9 * column) / width, 1 - (1.75 + 1.3 * row) / height,
@@ -177,24 +180,24 @@ def draw_mistakes(images, labels, answers, title):
         panel.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.set_title(f"#{index}\n{labels[index]} read {read[index]}, "
-                        f"{np.exp(answers[index, read[index]]):.0%}", fontsize=7, pad=2)
+        panel.set_title(f"#{index}\n{targets[index]} read {predictions[index]}, "
+                        f"{np.exp(log_probs[index, predictions[index]]):.0%}", fontsize=7, pad=2)
     return figure
 
 
-def draw_confusion(panel, labels, read):
+def draw_confusion(panel, targets, predictions):
     """How many digits of each label were read as what; the mistakes are shaded."""
     import numpy as np
     matrix = np.zeros((10, 10), int)
-    np.add.at(matrix, (labels, read), 1)
+    np.add.at(matrix, (targets, predictions), 1)
     mistakes = matrix * (1 - np.eye(10, dtype=int))
     panel.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, mistakes.max()))
     for label in range(10):
-        for answer in range(10):
-            if matrix[label, answer]:
-                panel.text(answer, label, matrix[label, answer], ha="center", va="center",
-                           fontsize=8, color="0.55" if label == answer else
-                           "white" if 2 * mistakes[label, answer] > mistakes.max() else "black")
+        for prediction in range(10):
+            if matrix[label, prediction]:
+                panel.text(prediction, label, matrix[label, prediction], ha="center", va="center",
+                           fontsize=8, color="0.55" if label == prediction else
+                           "white" if 2 * mistakes[label, prediction] > mistakes.max() else "black")
     panel.set_xticks(range(10))
     panel.set_yticks(range(10))
     panel.set_xlabel("read as")
@@ -237,7 +240,7 @@ def plot_training(path, record):
 
 
 def draw_training(figure, history, digits):
-    """The two panels of a history (see `mnist.training.loop.train`); `digits`: which were watched."""
+    """The two panels of a history (see `train`); `digits`: which were watched."""
     epochs = [line["epoch"] for line in history]
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
@@ -301,8 +304,8 @@ def draw_heat_map(panel, rows, down, across):
         for j, x in enumerate(widths):
             if (y, x) in cells:
                 row = cells[y, x]
-                text = "diverged" if row["mean"] == 0 else f"{shares[i, j]:.2f}"
-                if row["deviation"] is not None and row["mean"]:
+                text = "diverged" if row.get("diverged") else f"{shares[i, j]:.2f}"
+                if row["deviation"] is not None and not row.get("diverged"):
                     text += f" ± {row['deviation'] * 100:.2f}"
                 panel.text(j, i, f"{text}\n{row['seconds']:.0f} s", ha="center", va="center",
                            fontsize=8, color="white" if levels[i, j] < middle else "black")
@@ -345,7 +348,7 @@ def draw_bars(panel, rows, varied):
     widest = min(max(ends), 2.5 * sorted(ends)[len(ends) // 2])
     panel.set_xlim(0, 1.15 * widest or 1)
     for place, row, share, end in zip(places, rows, shares, ends):
-        text = "diverged" if row["mean"] == 0 else f"{share:.2f}"
+        text = "diverged" if row.get("diverged") else f"{share:.2f}"
         if end <= widest:
             panel.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center",
                            fontsize=8)

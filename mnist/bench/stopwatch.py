@@ -11,8 +11,10 @@ import gc
 import os
 import time
 
-from mnist.cli import show_progress, work_to_keep
-from mnist.engines.precision import judge_answers
+import numpy as np
+
+from mnist.cli import show_progress
+from mnist.engines.precision import judge_log_probs
 from mnist.errors import describe_error
 from mnist.machine import machine_record
 
@@ -53,8 +55,9 @@ def take_turns(stopwatches, repeat=None, deadline=None):
     gc.collect()
     gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
     try:
-        with work_to_keep():
-            go_round(stopwatches, turns, repeat, deadline)
+        for stopwatch in stopwatches:
+            stopwatch.attempt(stopwatch.make_first_calls)
+        go_round(stopwatches, turns, repeat, deadline)
         return False
     except KeyboardInterrupt:
         return True
@@ -77,7 +80,7 @@ def go_round(stopwatches, turns, repeat, deadline):
         round_started = time.perf_counter()
         for stopwatch in waiting:
             show_turn(stopwatches, turns, started, deadline)
-            stopwatch.try_turn()
+            stopwatch.attempt(stopwatch.time_turn)
         round_seconds = time.perf_counter() - round_started
 
 
@@ -92,7 +95,7 @@ def show_turn(stopwatches, turns, started, deadline):
 
 
 class Stopwatch:
-    """The two clocks on one engine, which makes its first call and is warmed up as it is made.
+    """The two clocks on one engine.
 
     The last, shorter batch is timed as it comes and counts in the totals; latencies are of the
     full batches. No outlier is removed.
@@ -103,17 +106,21 @@ class Stopwatch:
         self.engine, self.images, self.facts = engine, images, facts
         size = engine.batch_size
         self.batches = -(-len(images) // size)
-        self.first, self.turns, self.answers, self.failure = {}, [], [], None
+        self.first, self.turns, self.log_probs, self.failure = {}, [], [], None
+
+    def make_first_calls(self):
+        """Time the first call of each clock, and warm up both shapes of batches."""
+        engine, images, size = self.engine, self.images, self.engine.batch_size
         for clock, calls in CLOCKS.items():
             (self.first[clock], _), = calls(engine, images[:size])
             warm_up(engine, images[:size], calls, **WARM_UP[engine.device])
             if len(images) % size and len(images) > size:
                 warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP[engine.device])
 
-    def try_turn(self):
-        """Time the next turn; what goes wrong becomes the `failure`."""
+    def attempt(self, work):
+        """Do some work with the engine; what goes wrong becomes the `failure`."""
         try:
-            self.time_turn()
+            work()
         except Exception as error:  # whatever breaks one engine, the others still run
             self.failure = describe_error(error)
 
@@ -127,12 +134,12 @@ class Stopwatch:
             if len(images):
                 warm_up(self.engine, images[:size], calls, **TURN_WARM_UP[self.engine.device])
             times[clock] = []
-            for seconds, answers in calls(self.engine, images):
+            for seconds, log_probs in calls(self.engine, images):
                 times[clock].append(seconds)
-                if answers is not None:
-                    collected.append(answers)
+                if log_probs is not None:
+                    collected.append(log_probs)
         if turn < TURNS:
-            self.answers += collected
+            self.log_probs += collected
         full = len(images) // size if self.batches > 1 else 1  # the only batch may be a short one
         self.turns.append(Turn(times, full))
 
@@ -154,11 +161,11 @@ class Stopwatch:
         whole = len(self.turns) // TURNS * TURNS
         return self.turns[-TURNS:] if self.is_steady() else self.turns[:whole]
 
-    def row(self, labels, reference, repeat=None):
+    def row(self, targets, reference, repeat=None):
         """The engine's row of the record.
 
-        labels (N,), reference float32 (N, 10), see `mnist.engines.registry.reference_answers`. `repeat`: so
-        many passes were asked for, and all of them are reported.
+        targets (N,), reference float32 (N, 10), see `engines.registry.reference_log_probs`.
+        `repeat`: so many passes were asked for, and all of them are reported.
         """
         engine = self.engine
         row = empty_row(engine.name, engine.device, engine.precision, engine.batch_size,
@@ -168,7 +175,7 @@ class Stopwatch:
             row["reason"] = self.failure or "interrupted before its first pass was whole"
             row["status"] = "failed" if self.failure else "skipped"
             return row
-        row.update(judge(self.answers, labels, reference, engine.precision))
+        row.update(judge(self.log_probs, targets, reference, engine.precision))
         if self.failure:
             row.update(status="failed", reason=f"{self.failure} (after {len(self.turns)} turns)")
         turns = self.turns[:len(self.turns) // TURNS * TURNS] if repeat else self.reported()
@@ -197,14 +204,14 @@ def in_batches(images, size):
 
 
 def end_to_end_calls(engine, images):
-    """Yield for each batch the seconds from host memory to host memory, and its answers."""
+    """Yield for each batch the seconds from host memory to host memory, and its log_probs."""
     batches = in_batches(images, engine.batch_size)
-    answers = engine.loop(images) if hasattr(engine, "loop") else map(engine, batches)
+    results = engine.loop(images) if hasattr(engine, "loop") else map(engine, batches)
     for _ in batches:
         start = time.perf_counter()
-        answer = next(answers)
+        log_probs = next(results)
         seconds = time.perf_counter() - start
-        yield seconds, answer.copy()  # the engine may reuse its buffer
+        yield seconds, log_probs.copy()  # the engine may reuse its buffer
 
 
 def compute_calls(engine, images):
@@ -267,17 +274,17 @@ def unsteadiness(turns, clock):
     return max(medians) / min(medians) if len(medians) > 1 and min(medians) > 0 else None
 
 
-def judge(answers, labels, reference, precision):
+def judge(log_probs, targets, reference, precision):
     """Accuracy (a fraction), loss and largest difference from the reference, with the verdict."""
-    import numpy as np
-    answers = np.concatenate(answers)
-    difference, reason = judge_answers(answers, reference, precision)
-    loss = float(-answers[np.arange(len(labels)), labels].mean())
+    log_probs = np.concatenate(log_probs)
+    difference, reason = judge_log_probs(log_probs, reference, precision)
+    loss = float(-log_probs[np.arange(len(targets)), targets].mean())
+    predictions = log_probs.argmax(1)
     return {
-        "accuracy": float((answers.argmax(1) == labels).mean()),
+        "accuracy": float((predictions == targets).mean()),
         "loss": loss if np.isfinite(loss) else None,
         "max_difference": difference,
-        "changed_answers": int((answers.argmax(1) != reference.argmax(1)).sum()),
+        "changed_answers": int((predictions != reference.argmax(1)).sum()),
         "status": "failed" if reason else "ok",
         "reason": reason,
     }

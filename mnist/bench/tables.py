@@ -6,9 +6,11 @@ A record is what `mnist.bench.stopwatch.make_record` makes and `--json` writes, 
 import collections
 import itertools
 import json
+import string
 import textwrap
 
 from mnist.bench.stopwatch import SCHEMA
+from mnist.cli import dashed
 from mnist.errors import UnavailableError
 from mnist.files import save_json
 from mnist.machine import describe_machine
@@ -80,14 +82,17 @@ def format_table(rows, columns):
     header = [[column[part] for column in columns] for part in (0, 1)]
     body = list(table_cells(rows, columns))
     lines = header + [cells for cells, _ in body]
-    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(len(columns))]
-    table = [align(line, widths, names) for line in header]
-    table.append("-" * (sum(widths) + len(widths) - 1))
-    for cells, reason in body:
-        table.append(align(cells, widths, names))
+    aligned = align(lines, names - 1)
+    width, name_width = (len(align([line[:columns] for line in lines], padded=True)[0])
+                         for columns in (None, names))
+    indent = " " * (name_width + 1)
+    table = aligned[:2] + ["-" * width]
+    for line, (cells, reason) in zip(aligned[2:], body):
+        measured = len(cells) > names
+        if measured or not reason:
+            table.append(line)
         if reason:  # to the right of the row's name, below its numbers if there are any
-            indent = " " * (sum(widths[:names]) + names + 1)
-            lead = indent if len(cells) > names else table.pop().ljust(len(indent) - 1) + " "
+            lead = indent if measured else line.ljust(len(indent) - 1) + " "
             table += textwrap.wrap(reason, TABLE_WIDTH, initial_indent=lead,
                                    subsequent_indent=indent)
     return "\n".join(table)
@@ -133,10 +138,16 @@ def table_cells(rows, columns):
             yield [fill(row) for _, _, fill in (columns[:names] if skipped else columns)], reason
 
 
-def align(line, widths, names):
-    """One line of the table: the names to the left, batch size and numbers to the right."""
-    return " ".join(cell.ljust(width) if k < names - 1 else cell.rjust(width)
-                    for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
+def align(lines, names=1, gap=" ", padded=False):
+    """Lines of cells as lines of text: the first `names` columns to the left, numbers to the right.
+
+    A line may be shorter than the others. `padded`: keep the blanks at its end.
+    """
+    columns = max(map(len, lines))
+    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(columns)]
+    texts = [gap.join(cell.ljust(width) if k < names else cell.rjust(width)
+                      for k, (cell, width) in enumerate(zip(line, widths))) for line in lines]
+    return texts if padded else [text.rstrip() for text in texts]
 
 
 def format_report(record, markdown=False):
@@ -243,7 +254,13 @@ def format_published():
 
 # --- Several records ------------------------------------------------------------------------------
 
-LETTERS = [chr(ord("A") + k) for k in range(26)]
+
+def letters():
+    """A, B, … Z, AA, AB …: one for each record."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            yield "".join(letters)
+
 
 RECORDS_LEGEND = """\
 total, images per s, median, p90: end-to-end, from pixels to log-probabilities in host memory;
@@ -259,7 +276,7 @@ def format_records(names, records, markdown=False):
     columns.append(("ratio", "", lambda row: ratio(row["ratio"])))
     sources = ["\n".join([f"{letter}: {name}, {record['machine']['utc']}",
                           describe_settings(record)] + notes(record))
-               for letter, name, record in zip(LETTERS, names, records)]
+               for letter, name, record in zip(letters(), names, records)]
     table = format_markdown if markdown else format_table
     parts = [table(rows, columns), RECORDS_LEGEND] + sources
     return "\n\n".join(parts if markdown else parts + [format_published()])
@@ -287,7 +304,7 @@ def merge_rows(records):
     """The measured rows of all records, those of the same engine together, each with its record's
     `letter` and its `ratio` to the first of them."""
     groups = collections.OrderedDict()
-    for letter, record in zip(LETTERS, records):
+    for letter, record in zip(letters(), records):
         for row in record["rows"]:
             if row["end_to_end"]:
                 groups.setdefault(row_key(row), []).append(dict(row, letter=letter))
@@ -299,11 +316,6 @@ def merge_rows(records):
 
 
 # --- A study --------------------------------------------------------------------------------------
-
-
-def dashed(name):
-    """A setting as a flag spells it."""
-    return name.replace("_", "-")
 
 
 def setting_text(value):
@@ -324,13 +336,13 @@ def format_study(record, markdown=False, most=None):
         deviation = "-" if row["deviation"] is None else f"{row['deviation'] * 100:.2f}"
         lines.append(
             [str(place)] + [setting_text(row["settings"][name]) for name in varied]
-            + ["diverged" if row["mean"] == 0 else f"{row['mean'] * 100:.2f}", deviation,
+            + ["diverged" if row.get("diverged") else f"{row['mean'] * 100:.2f}", deviation,
                f"{row['seconds']:.1f}",
                f"stopped after epoch {row['epochs']}" if row["pruned"] else
                "not told apart from the best" if place > 1 and row["as_good_as_the_best"] else ""])
     if markdown:
         lines.insert(1, ["--:"] * (len(lines[0]) - 1) + ["---"])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) if k < len(widths) - 1 else cell for k, (
-        cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    notes = [line.pop() for line in lines]
+    return "\n".join((text + "  " + note).rstrip()
+                     for text, note in zip(align(lines, 0, "  ", padded=True), notes))

@@ -4,8 +4,7 @@ import numpy as np
 
 
 def digit_from_drawing(gray):
-    """Prepare a drawing, uint8 (H, W), white on black, as MNIST's digits were: uint8
-    (1, 28, 28).
+    """Prepare a drawing, uint8 (H, W), white on black, as MNIST's digits were: uint8 (28, 28).
 
     The ink's longer side becomes 20 pixels, the aspect is kept, each pixel is the average of the
     area it covers, and the centre of mass falls on the centre of the image. None where nothing is
@@ -29,7 +28,7 @@ def digit_from_drawing(gray):
     thinness = 1 - digit.max() / peak
     if thinness > 0.02:
         digit = shrink(window=1 + thinness)
-    return (digit * (255 / digit.max()) + 0.5).astype(np.uint8)[np.newaxis]
+    return (digit * (255 / digit.max()) + 0.5).astype(np.uint8)
 
 
 def ink_along(gray, axis, peak):

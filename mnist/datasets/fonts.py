@@ -23,7 +23,7 @@ BLOCK = 500  # digits drawn at once
 
 
 def generated_digits(n, seed):
-    """Draw digits after fonts, as if by hand: images uint8 (n, 28, 28), labels uint8 (n,).
+    """Draw digits after fonts, as if by hand: images uint8 (n, 28, 28), targets uint8 (n,).
 
     The same seed gives the same digits (where matplotlib's version is the same), and fewer of them
     are the first of more. Every ten digits hold each label once, in random order.
@@ -33,17 +33,17 @@ def generated_digits(n, seed):
     fields, radii = font_digits()
     random = np.random.RandomState(seed)
     images = np.empty((n, 28, 28), np.uint8)
-    labels = np.empty(n, np.uint8)
+    targets = np.empty(n, np.uint8)
     for start in range(0, n, BLOCK):
-        block_labels = np.concatenate([random.permutation(10) for _ in range(BLOCK // 10)])
-        drawings = draw_digits(block_labels, fields, radii, random)
+        block_targets = np.concatenate([random.permutation(10) for _ in range(BLOCK // 10)])
+        drawings = draw_digits(block_targets, fields, radii, random)
         for i in range(start, min(start + BLOCK, n)):
             images[i] = digit_from_drawing(drawings[i - start])
-            labels[i] = block_labels[i - start]
-    return images, labels
+            targets[i] = block_targets[i - start]
+    return images, targets
 
 
-def draw_digits(labels, fields, radii, random):
+def draw_digits(targets, fields, radii, random):
     """Draw each label after two fonts, distorted at random: uint8 (N, CANVAS, CANVAS).
 
     Each shape is a field of distances to the outline. Their weighted mean is a shape between the
@@ -51,15 +51,15 @@ def draw_digits(labels, fields, radii, random):
     from the outline gives anti-aliased greys.
     """
     def uniform(low, high):
-        return random.uniform(low, high, (len(labels), 1, 1))
+        return random.uniform(low, high, (len(targets), 1, 1))
 
     def normal(mean, deviation):
-        return random.normal(mean, deviation, (len(labels), 1, 1))
+        return random.normal(mean, deviation, (len(targets), 1, 1))
 
-    first, second = random.randint(len(FONTS), size=(2, len(labels)))
+    first, second = random.randint(len(FONTS), size=(2, len(targets)))
     share = uniform(0, 0.5)
-    field = fields[first, labels] * (1 - share) + fields[second, labels] * share
-    radius = radii[first, labels] * (1 - share) + radii[second, labels] * share
+    field = fields[first, targets] * (1 - share) + fields[second, targets] * share
+    radius = radii[first, targets] * (1 - share) + radii[second, targets] * share
     thicken = uniform(0.04, 0.085) - radius
 
     # From each pixel back to the point of the field that it shows, in heights of the digit.
@@ -67,7 +67,7 @@ def draw_digits(labels, fields, radii, random):
     line = np.arange(CANVAS) - (CANVAS - 1) / 2
     y = (line[:, np.newaxis] - uniform(-1, 1)) / size
     x = (line - uniform(-1, 1)) / size
-    wave_y, wave_x = smooth_noise(random, len(labels))
+    wave_y, wave_x = smooth_noise(random, len(targets))
     y, x = y + wave_y, x + wave_x
     angle = np.radians(normal(0, 8))
     y, x = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)

@@ -1,14 +1,14 @@
 """The buffers of an engine that reads and writes in fixed places, so that a call allocates nothing.
 
 `FixedBuffers` for any engine; `CudaBuffers` for one on a GPU, with the copies there and back, all
-of it one launch where CUDA graphs can be had. Knows numpy alone; the GPU's memory is `mnist.engines.cuda`'s.
+of it one launch where CUDA graphs can be had. The GPU's memory is `cuda.py`'s.
 """
 
 from mnist.errors import UnavailableError
 
 
 class FixedBuffers:
-    """An engine that reads grey levels from one buffer and writes its answers to another.
+    """An engine that reads grey levels from one buffer and writes log-probabilities to another.
 
     pixels     float32 (batch_size, 1, 28, 28), a host array, which it reads
     log_probs  float32 (batch_size, 10), a host array, which it writes
@@ -20,16 +20,16 @@ class FixedBuffers:
     def __call__(self, images):
         """Log-probabilities float32 (B, 10) of images uint8 (B, 28, 28), 1 <= B <= batch_size.
 
-        The answer is a view of a buffer that the next call overwrites.
+        The result is a view of a buffer that the next call overwrites.
         """
         self.compute(self.prepare(images))
-        return self.answers()[:len(images)]
+        return self.outputs()[:len(images)]
 
     def prepare(self, images):
         """Put images where the engine reads them until the next `prepare` or call."""
         self.pixels[:len(images), 0] = images
 
-    def answers(self):
+    def outputs(self):
         """All of `log_probs`, once the engine has written it."""
         return self.log_probs
 
@@ -38,7 +38,7 @@ class FixedBuffers:
 
 
 class CudaBuffers(FixedBuffers):
-    """An engine on a GPU: pixels copied in, the network, answers copied out, on one stream.
+    """An engine on a GPU: pixels copied in, the network, log_probs copied out, on one stream.
 
     A subclass gives `start_alone()`, which starts the network on `device_pixels` and
     `device_log_probs`. The first call does it step by step, since libraries set themselves up and
@@ -57,7 +57,7 @@ class CudaBuffers(FixedBuffers):
         self.graph = None  # not tried yet; then "CUDA graph", or why there is none
 
     def start_all(self):
-        """Start copying the pixels in, the network, and copying the answers out."""
+        """Start copying the pixels in, the network, and copying log_probs out."""
         self.memory.upload(self.device_pixels, self.pixels)
         self.start_alone()
         self.memory.download(self.log_probs, self.device_log_probs)
@@ -95,7 +95,7 @@ class CudaBuffers(FixedBuffers):
         self.memory.synchronise()
 
     def close(self):
-        """Give all memory back; answers that are still in use stay."""
+        """Give all memory back; results that are still in use stay."""
         self.synchronise()
         self.run_all = self.run_alone = self.device_pixels = self.device_log_probs = None
         self.pixels = self.log_probs = None

@@ -181,7 +181,7 @@ def to_letters(number):
 
 def weights_in_float(graph):
     """An int8 ONNX file's bytes in the form that every TensorRT reads: 8 refuses tensors of int8,
-    so each is kept in float32 and quantised in the graph; the answers are the same."""
+    so each is kept in float32 and quantised in the graph; the results are the same."""
     import onnx
     from onnx import numpy_helper
     model = onnx.load_model_from_string(graph)

@@ -1,6 +1,6 @@
 """A network as an ONNX graph, checked: raw grey levels in, log-probabilities out.
 
-Knows torch; uses onnx and onnxruntime for the checks, as far as they are installed.
+Uses onnx and onnxruntime for the checks, as far as they are installed.
 """
 
 import inspect
@@ -76,8 +76,8 @@ def check_onnx(graph, net, precision, digits=None):
 
     It was made from the other arguments. `digits`: uint8 (N, 28, 28) to compare it with torch on,
     in batches of 1, 64 and 16; None: random grey levels. Raises MNISTError where the ONNX checker
-    refuses the graph, or ONNX Runtime's answers lie further than TOLERANCE from torch's. It doesn't
-    compute in bf16, and the answers of int8 are for the engine's row to judge.
+    refuses the graph, or ONNX Runtime's results lie further than TOLERANCE from torch's. It doesn't
+    compute in bf16, and the predictions of int8 are for the engine's row to judge.
     """
     checks = []
     try:
@@ -100,7 +100,7 @@ def check_onnx(graph, net, precision, digits=None):
         tolerance = TOLERANCE[precision]
         difference = onnxruntime_difference(onnxruntime, graph, net, digits)
         if not difference <= tolerance:  # a NaN is a failure too
-            raise MNISTError(f"the exported ONNX graph answers differently from torch: by "
+            raise MNISTError("the exported ONNX graph gives other log-probabilities than torch: by "
                              f"{difference:.2g}, tolerated is {tolerance:g}")
         checks.append(f"ONNX Runtime {onnxruntime.__version__} (differs by {difference:.1e} from "
                       f"torch, tolerated {tolerance:g})")
@@ -108,7 +108,7 @@ def check_onnx(graph, net, precision, digits=None):
 
 
 def onnxruntime_difference(onnxruntime, graph, net, digits):
-    """The largest difference between ONNX Runtime's answers and those of torch, nothing folded."""
+    """The largest difference of ONNX Runtime's log-probabilities from torch's, nothing folded."""
     if digits is None:
         digits = np.random.RandomState(0).randint(0, 256, (81, 28, 28), np.uint8)
     digits = np.resize(digits, (81, 28, 28))  # repeats them where there are fewer
@@ -117,6 +117,6 @@ def onnxruntime_difference(onnxruntime, graph, net, digits):
     for batch in (digits[:1], digits[1:65], digits[65:81]):
         with torch.no_grad():
             expected = net(torch.from_numpy(normalise(batch))).numpy()
-        answer, = session.run(["log_probs"], {"image": batch[:, None].astype(np.float32)})
-        differences.append(np.abs(answer - expected).max())
+        log_probs, = session.run(["log_probs"], {"image": batch[:, None].astype(np.float32)})
+        differences.append(np.abs(log_probs - expected).max())
     return float(np.max(differences))

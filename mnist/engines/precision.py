@@ -1,7 +1,10 @@
 """The precisions an engine computes in, and how far each may lie from the reference.
 
-The reference is torch on the CPU in float32, nothing folded: `mnist.engines.registry.reference_answers`.
+The reference is torch on the CPU in float32, nothing folded: `reference_log_probs` of
+mnist/engines/registry.py.
 """
+
+import numpy as np
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 
@@ -17,27 +20,27 @@ TOLERANCE = {
 }
 
 # int8 doesn't only round, it cuts off what calibration didn't see: it is judged by the part of the
-# answers that are other digits than the reference's.
-CHANGED_ANSWERS = {"int8": 0.005}  # 0.0007
+# predictions that differ from the reference's.
+CHANGED_PREDICTIONS = {"int8": 0.005}  # 0.0007
 
 
-def judge_answers(answers, reference, precision):
-    """(largest difference, why the answers are wrong or None) of float32 (N, 10) both.
+def judge_log_probs(log_probs, reference, precision):
+    """(largest difference, why log_probs are wrong or None) of float32 (N, 10) both.
 
     The difference is None where it isn't a number.
     """
-    import numpy as np
-    difference = float(np.abs(answers - reference).max())
+    difference = float(np.abs(log_probs - reference).max())
     if not np.isfinite(difference):
-        return None, "WRONG: answers that aren't numbers"
-    if precision in CHANGED_ANSWERS:
-        bound = CHANGED_ANSWERS[precision]
-        changed = float((answers.argmax(1) != reference.argmax(1)).mean())
+        return None, "WRONG: log-probabilities that aren't numbers"
+    if precision in CHANGED_PREDICTIONS:
+        bound = CHANGED_PREDICTIONS[precision]
+        changed = float((log_probs.argmax(1) != reference.argmax(1)).mean())
         if changed > bound:
-            return difference, (f"WRONG: {changed:.2%} of the answers are other digits than the "
+            return difference, (f"WRONG: {changed:.2%} of the predictions differ from the "
                                 f"reference's, tolerated are {bound:.2%}")
         return difference, None
     if difference > TOLERANCE[precision]:
-        return difference, (f"WRONG: answers differ from the reference by {difference:.2g}, "
+        return difference, ("WRONG: log-probabilities differ from the reference by "
+                            f"{difference:.2g}, "
                             f"more than {TOLERANCE[precision]:g}")
     return difference, None

@@ -1,6 +1,6 @@
 """PyTorch's engines: eager, compiled, as a CUDA graph, and in the loop that most tutorials write.
 
-Each is opened by `mnist.engines.registry.open_engine`. Uses torch, and torchvision for the usual loop alone.
+Each is opened by `open_engine` of registry.py. torchvision is used by the usual loop alone.
 """
 
 import copy
@@ -56,13 +56,13 @@ class TorchEngine:
             self.detail += f", {torch.cuda.get_device_name()}"
 
     def __call__(self, images):
-        answers = self.compute(self.prepare(images))
+        log_probs = self.compute(self.prepare(images))
         if self.device != "cpu":
             pinned = self.pinned_out[:len(images)]
-            pinned.copy_(answers, non_blocking=True)
+            pinned.copy_(log_probs, non_blocking=True)
             self.synchronise()
-            answers = pinned
-        return answers.numpy()
+            log_probs = pinned
+        return log_probs.numpy()
 
     def prepare(self, images):
         pixels = self.torch.from_numpy(images[:, None])
@@ -89,7 +89,7 @@ _chosen_by_torch = []  # before any engine was tuned
 
 
 def default_threads():
-    """The number of threads that torch chose itself, or was told (`mnist.engines.registry.set_threads`)."""
+    """The number of threads that torch chose itself, or was told (`set_threads`)."""
     if threads_asked_for():
         return threads_asked_for()
     if not _chosen_by_torch:
@@ -181,7 +181,7 @@ class UsualLoop:
             self.detail += f", {describe_threads(self.threads)}"
 
     def loop(self, images):
-        """Yield the answers of one batch of the images (uint8 (N, 28, 28)) after the other."""
+        """Yield the log_probs of one batch of the images (uint8 (N, 28, 28)) after the other."""
         dataset = usual_dataset(images, np.zeros(len(images), np.uint8))
         loader = self.torch.utils.data.DataLoader(dataset, batch_size=self.batch_size)
         for x, _ in loader:
@@ -206,9 +206,9 @@ class UsualLoop:
         self.net = None
 
 
-def usual_dataset(images, labels):
+def usual_dataset(images, targets):
     """torchvision's MNIST with the usual transforms, over digits that are already here:
-    images uint8 (N, 28, 28), labels (N,)."""
+    images uint8 (N, 28, 28), targets (N,)."""
     import torch
     from torchvision import datasets, transforms
 
@@ -217,7 +217,7 @@ def usual_dataset(images, labels):
             return True
 
         def _load_data(self):
-            return torch.from_numpy(images), torch.from_numpy(labels).long()
+            return torch.from_numpy(images), torch.from_numpy(targets).long()
 
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     return FoundMNIST("", transform=usual)

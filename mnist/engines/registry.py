@@ -7,13 +7,13 @@ An engine is opened by name for one device, precision and batch size:
 
 and offers two ways in, one for each of the two times that `mnist.bench.stopwatch` takes:
 
-    engine(images)            end-to-end: pixels in host memory to answers in host memory
+    engine(images)            end-to-end: pixels in host memory to log-probabilities in host memory
     x = engine.prepare(images); engine.compute(x); engine.synchronise()      the network alone
 
-The answers may lie in a buffer that the next call overwrites. An engine that brings data handling
-of its own also has `loop(images)`, which yields the answers of one batch after the other and takes
-the place of single calls on the end-to-end clock. Normalisation is part of every
-engine, so no caller can forget it. To add an engine: write a class like `mnist.engines.pytorch.TorchEngine`
+The log-probabilities may lie in a buffer that the next call overwrites. An engine that brings data
+handling of its own also has `loop(images)`, which yields those of one batch after the other and
+takes the place of single calls on the end-to-end clock. Normalisation is part of every
+engine, so no caller can forget it. To add an engine: write a class like pytorch.py's `TorchEngine`
 and give it a line in `ENGINES`.
 """
 
@@ -126,8 +126,8 @@ def set_threads(threads):
     return pytorch.default_threads()
 
 
-def reference_answers(net, images):
-    """The answers that every engine is measured against: torch, CPU, float32, nothing folded.
+def reference_log_probs(net, images):
+    """What every engine is measured against: torch on the CPU, float32, nothing folded.
 
     `images` uint8 (N, 28, 28) -> float32 (N, 10) log-probabilities.
     """

@@ -76,7 +76,7 @@ class OnnxRuntimeEngine(FixedBuffers):
     def compute(self, x):
         self.session.run_with_iobinding(self.binding)
 
-    def answers(self):
+    def outputs(self):
         if self.device == "cpu":
             return self.log_probs
         self.synchronise()

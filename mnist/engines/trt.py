@@ -335,7 +335,7 @@ class TensorRTEngine(CudaBuffers):
     device = "cuda"
 
     def __init__(self, trt, loaded, precision, batch_size, memory):
-        """`loaded`: from `load_engine`. `memory`: an instance of one of `mnist.engines.cuda.MEMORIES`."""
+        """`loaded`: from `load_engine`. `memory`: an instance of one of cuda.py's MEMORIES."""
         smallest, largest = loaded.batches
         if not smallest <= batch_size <= largest:
             raise UnavailableError(f"this engine takes batches of {smallest} to {largest}, "

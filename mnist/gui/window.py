@@ -95,8 +95,8 @@ class DigitWindow(QMainWindow):
         super().__init__()
         self.program, self.panel = program, panel
         self.network = None
-        self.images = self.labels = None  # the test set
-        self.answers = np.zeros(0, np.int64)  # of the network for the test set, as far as read
+        self.images = self.targets = None  # the test set
+        self.predictions = np.zeros(0, np.int64)  # of the network for the test set, as far as read
         self.mistake_wanted = False
         self.canvas = Canvas()
         self.canvas.changed.connect(self.look)
@@ -268,7 +268,6 @@ class DigitWindow(QMainWindow):
         """In the worker: (digit, label, what the network says)."""
         if digit is None:
             digit = digit_from_drawing(to_array(picture))
-            digit = None if digit is None else digit[0]
         if digit is None or self.network is None:
             return digit, label, None
         return digit, label, self.network.look(digit)
@@ -276,7 +275,7 @@ class DigitWindow(QMainWindow):
     # The test set
 
     def take_test_set(self, test_set):
-        self.images, self.labels = test_set
+        self.images, self.targets = test_set
         self.go_to.setMaximum(self.count() - 1)
         self.test_set_bar.setEnabled(True)
         self.read_test_set()
@@ -293,7 +292,7 @@ class DigitWindow(QMainWindow):
 
     def label(self):
         """The true label of what the canvas shows, or None."""
-        return None if self.canvas.sample is None else int(self.labels[self.canvas.sample])
+        return None if self.canvas.sample is None else int(self.targets[self.canvas.sample])
 
     def show_sample(self, index):
         if index >= 0:
@@ -321,30 +320,30 @@ class DigitWindow(QMainWindow):
         """Have the next batch of test digits read, so that the mistakes become known."""
         if self.network is None or self.images is None:
             return
-        start = len(self.answers)
+        start = len(self.predictions)
         if start < self.count():
             batch = self.images[start:start + self.network.batch_size]
             job = functools.partial(self.network.read, batch)
-            self.worker.submit("test set", job, self.take_answers, self.failed.emit)
+            self.worker.submit("test set", job, self.take_predictions, self.failed.emit)
         else:
             wrong = len(self.mistakes())
             self.report(f"Of the {start:,} test digits, {wrong:,} are misread")
         if self.mistake_wanted:
             self.next_mistake()
 
-    def take_answers(self, answers):
-        self.answers = np.concatenate([self.answers, answers])
+    def take_predictions(self, predictions):
+        self.predictions = np.concatenate([self.predictions, predictions])
         self.read_test_set()
 
     def mistakes(self):
         """The indices of the test digits known to be misread."""
-        return np.flatnonzero(self.answers != self.labels[:len(self.answers)])
+        return np.flatnonzero(self.predictions != self.targets[:len(self.predictions)])
 
     def next_mistake(self):
         """Go to the next misread digit, after the last to the first, as soon as it is known."""
         mistakes = self.mistakes()
         later = mistakes[mistakes > self.go_to.value()]
-        all_read = len(self.answers) == self.count()
+        all_read = len(self.predictions) == self.count()
         self.mistake_wanted = not len(later) and not all_read
         if len(later):
             self.go_to.setValue(int(later[0]))

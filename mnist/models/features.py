@@ -46,9 +46,9 @@ class FeatureReader:
     def look(self, digit):
         """uint8 (28, 28) → (the `Maps` of each layer, the digit read)."""
         with torch.no_grad():
-            made, answer = watch(self.net, torch.from_numpy(normalise(digit[None])))
+            made, log_probs = calls(self.net, torch.from_numpy(normalise(digit[None])), copied=True)
         maps = [maps_of(made, layer.module) for layer in self.layers]
-        return maps, int(answer.argmax())
+        return maps, int(log_probs.argmax())
 
     def read(self, images):
         """uint8 (B, 28, 28) → the digits read, (B,)."""
@@ -56,24 +56,12 @@ class FeatureReader:
             return self.net(torch.from_numpy(normalise(images))).argmax(1).numpy()
 
 
-def watch(net, x):
-    """(each `MNISTmodel.Call` while net(x) is computed, net(x))."""
-    answers = []
-
-    def compute(x):
-        answers.append(net(x))
-
-    hooked = nn.Module()
-    hooked.net, hooked.forward = net, compute
-    return calls(hooked, x, copied=True), answers[0]
-
-
 def convolutions(net):
     """A `Layer` for each convolution that takes part, in the order in which they do."""
     names = {module: name for name, module in net.named_modules()}
     digit = torch.zeros(1, 1, 28, 28)
     with torch.no_grad():
-        made = calls(net, digit)
+        made, _ = calls(net, digit)
         modules = collections.OrderedDict.fromkeys(
             call.module for call in made if isinstance(call.module, nn.Conv2d))
         seen = receptive_fields(net, list(modules))
@@ -124,7 +112,7 @@ def receptive_fields(net, modules):
     for row in range(28):
         x[:] = 0
         x[torch.arange(28), 0, row, torch.arange(28)] = float("nan")
-        made = calls(net, x)
+        made, _ = calls(net, x)
         for module in modules:
             output = next(call.output for call in made if call.module is module)
             seen[module].append(torch.isnan(output).any(1).numpy())

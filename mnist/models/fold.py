@@ -1,11 +1,12 @@
-"""Networks rewritten to answer the same with less: the normalisation and batch norm folded away.
+"""Networks rewritten to compute the same with less: the normalisation and batch norm folded away.
 
 Nothing is believed of a network: a layer is rewritten on a copy, the copy is compared with the
-original in double precision, and what answers differently is left as it was. Knows torch.
+original in double precision, and what computes something else is left as it was.
 """
 
 import collections
 import copy
+import functools
 
 import numpy as np
 import torch
@@ -43,15 +44,15 @@ class Normalised(nn.Module):
 
 
 def fold_if_exact(net, fold_layers, takes_grey_levels):
-    """A copy of `net` with `fold_layers(copy)` done; None where it then answers differently."""
+    """A copy of `net` with `fold_layers(copy)` done; None where it then computes something else."""
     folded = copy.deepcopy(net)
     try:
         with torch.no_grad():
             fold_layers(folded)
             grey = sample_digits()
             normalised = (grey / 255 - MEAN) / STD
-            answers = copy.deepcopy(folded).double()(grey if takes_grey_levels else normalised)
-            difference = (answers - copy.deepcopy(net).double()(normalised)).abs().max()
+            log_probs = copy.deepcopy(folded).double()(grey if takes_grey_levels else normalised)
+            difference = (log_probs - copy.deepcopy(net).double()(normalised)).abs().max()
     except (AttributeError, RuntimeError, TypeError, ValueError):  # not a network to rewrite
         return None
     return folded if difference < EXACT else None
@@ -107,7 +108,7 @@ def fold_normalisation(net):
     Raises ValueError where one of them can't take it.
     """
     digit = torch.rand(2, 1, 28, 28)
-    readers = [call.module for call in calls(net, digit)
+    readers = [call.module for call in calls(net, digit)[0]
                if call.input.data_ptr() == digit.data_ptr()]
     if not readers:
         raise ValueError("no layer reads the digit")
@@ -136,7 +137,7 @@ def batch_norm_folds(net):
     `net` that folds it away."""
     names = {module: name for name, module in net.named_modules()}
     with torch.no_grad():
-        made = calls(net, torch.rand(2, 1, 28, 28))
+        made, _ = calls(net, torch.rand(2, 1, 28, 28))
     used = collections.Counter(call.module for call in made)
     folds = []
     for norm in made:
@@ -145,22 +146,21 @@ def batch_norm_folds(net):
                     and isinstance(layer.module, (nn.Conv2d, nn.Linear))
                     and norm.input is layer.output
                     and used[norm.module] == used[layer.module] == 1):
-                folds.append(BatchNormFold(names[layer.module], names[norm.module]))
+                folds.append(functools.partial(fold_batch_norm, layer_name=names[layer.module],
+                                               norm_name=names[norm.module]))
     return folds
 
 
-class BatchNormFold(collections.namedtuple("BatchNormFold", "layer norm")):
-    """Folds the batch norm of one name into the layer of another."""
-
-    def __call__(self, net):
-        modules = dict(net.named_modules())
-        layer, norm = modules[self.layer], modules[self.norm]
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        shift = -norm.running_mean.double() * scale
-        if norm.affine:
-            scale, shift = scale * norm.weight.double(), shift * norm.weight + norm.bias
-        bias = 0 if layer.bias is None else layer.bias.double()
-        scale_layer(layer, scale.reshape((-1,) + (1,) * (layer.weight.dim() - 1)),
-                    shift + bias * scale.flatten() - bias)
-        parent, _, child = self.norm.rpartition(".")
-        setattr(modules[parent], child, nn.Identity())
+def fold_batch_norm(net, layer_name, norm_name):
+    """Fold the batch norm of one name into the layer of another."""
+    modules = dict(net.named_modules())
+    layer, norm = modules[layer_name], modules[norm_name]
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.double(), shift * norm.weight + norm.bias
+    bias = 0 if layer.bias is None else layer.bias.double()
+    scale_layer(layer, scale.reshape((-1,) + (1,) * (layer.weight.dim() - 1)),
+                shift + bias * scale.flatten() - bias)
+    parent, _, child = norm_name.rpartition(".")
+    setattr(modules[parent], child, nn.Identity())

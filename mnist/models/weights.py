@@ -1,7 +1,7 @@
 """Networks with their weights: found, loaded, checked, saved.
 
 `load_network` gives what a program's `--network` and `--weights` ask for. The shipped weights lie
-in weights/; what you train lies beside the scripts and is taken where it exists. Knows torch.
+in weights/; what you train lies beside the scripts and is taken where it exists.
 """
 
 import collections
@@ -93,7 +93,9 @@ def recognise(state):
     """The built-in network (name, class) of a state dict: the first that has just these keys and
     shapes, else the one that shares most of them, so that `check_state` can tell what is amiss."""
     likeness = collections.OrderedDict()
-    for name, make in NETWORKS.items():  # the last ones take a while to make
+    for name, make in NETWORKS.items():
+        if name.startswith("separable") and "conv2a.1.weight" not in state:
+            continue  # a hundred megabytes, not to be made for nothing
         expected = make().state_dict()
         alike = [key for key in expected
                  if getattr(state.get(key), "shape", None) == expected[key].shape]
@@ -115,7 +117,7 @@ def save_weights(net, path):
 def write_pickle(thing, path):
     """Write what `torch.save` makes of it to `path`, whole or not at all (see `write_atomically`).
 
-    By way of memory, because torch answers a full disk with an error that doesn't say so.
+    By way of memory, because torch meets a full disk with an error that doesn't say so.
     """
     content = io.BytesIO()
     torch.save(thing, content)
@@ -144,14 +146,9 @@ def read_state(path, trust_pickle=False):
 
 def read_pickle(path, trust_pickle):
     """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
-    if trust_pickle:
-        how = dict(pickle_module=_pickle_with(TrustingUnpickler))
-        if HAS_WEIGHTS_ONLY:
-            how["weights_only"] = False
-    elif HAS_WEIGHTS_ONLY:
-        how = dict(weights_only=True)
-    else:
-        how = dict(pickle_module=_pickle_with(TensorsOnlyUnpickler))
+    how = dict(weights_only=not trust_pickle) if HAS_WEIGHTS_ONLY else {}
+    if not HAS_WEIGHTS_ONLY and not trust_pickle:
+        how = dict(pickle_module=tensors_only())
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", **how)
@@ -201,25 +198,12 @@ class TensorsOnlyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
 
 
-class TrustingUnpickler(pickle.Unpickler):
-    """An unpickler that takes our network where a pickled module's own class isn't here."""
-
-    def find_class(self, module, name):
-        try:
-            return super().find_class(module, name)
-        except (ImportError, AttributeError):
-            ours = {kind.__name__: kind for kind in NETWORKS.values() if isinstance(kind, type)}
-            if name in ours:
-                return ours[name]
-            raise
-
-
-def _pickle_with(unpickler):
-    """What torch.load takes as `pickle_module`, with this unpickler."""
+def tensors_only():
+    """What torch.load takes as `pickle_module`, with `TensorsOnlyUnpickler`."""
     def load(file, **arguments):
-        return unpickler(file, **arguments).load()
+        return TensorsOnlyUnpickler(file, **arguments).load()
 
-    return types.SimpleNamespace(__name__="pickle", Unpickler=unpickler, load=load)
+    return types.SimpleNamespace(__name__="pickle", Unpickler=TensorsOnlyUnpickler, load=load)
 
 
 def check_state(state, expected, path):

@@ -1,6 +1,6 @@
 """The server: which path means what, the models behind it, the page, and a clean end.
 
-`serve` runs it until SIGTERM or Ctrl-C. Everything happens on one event loop: `mnist.serving.http1` carries
+`serve` runs it until SIGTERM or Ctrl-C. Everything happens on one event loop: http1.py carries
 requests here, `mnist.serving.protocol` reads them, `mnist.serving.batching` has them answered.
 """
 
@@ -161,7 +161,7 @@ class Application:
             if job.error:
                 request.refuse(job.error)
                 return
-            body, json_length = write_response(model.name, header, job.answers)
+            body, json_length = write_response(model.name, header, job.log_probs)
             if json_length is None:
                 request.answer(body)
             else:

@@ -14,13 +14,14 @@ of it goes behind the others. Knows asyncio, numpy and prometheus_client.
 import asyncio
 import collections
 import time
+import types
 
 import numpy as np
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
-from mnist.engines.precision import judge_answers
-from mnist.engines.registry import ENGINES, open_engine, reference_answers, why_not
+from mnist.engines.precision import judge_log_probs
+from mnist.engines.registry import ENGINES, open_engine, reference_log_probs, why_not
 from mnist.errors import MNISTError, UnavailableError
 from mnist.serving.protocol import RequestError
 
@@ -130,7 +131,7 @@ def choose_engine(network, device, precision, max_batch):
     run.
     """
     images = np.random.RandomState(0).randint(0, 256, (max_batch, 28, 28)).astype(np.uint8)
-    reference = reference_answers(network.net, images)
+    reference = reference_log_probs(network.net, images)
     rates, report = {}, []
     for name, kind in ENGINES.items():
         if kind.on_request or hasattr(kind.open, "loop") or why_not(name, device, precision):
@@ -140,7 +141,7 @@ def choose_engine(network, device, precision, max_batch):
         except MNISTError as error:
             report.append(f"{name} can't be opened ({str(error).splitlines()[0]})")
             continue
-        _, wrong = judge_answers(engines.engines[-1](images), reference, precision)
+        _, wrong = judge_log_probs(engines.engines[-1](images), reference, precision)
         if wrong:
             report.append(f"{name} {wrong}")
         else:
@@ -168,7 +169,7 @@ class Job:
 
     def __init__(self, images, done, timeout=None):
         self.images, self.done = images, done
-        self.answers = self.error = None
+        self.log_probs = self.error = None
         self.taken = 0  # digits that have been in a batch
         self.cancelled = False
         self.arrived = time.perf_counter()
@@ -194,7 +195,7 @@ class Batcher:
         self.healthy = True  # opening the engines had them answer; false while they fail
         labelled = {name: getattr(metrics, name).labels(model) for name in (
             "digits", "batches", "waiting", "queue", "engine", "answered", "failed", "computing")}
-        self.metrics = collections.namedtuple("Labelled", labelled)(**labelled)
+        self.metrics = types.SimpleNamespace(**labelled)
 
     def submit(self, job):
         """Take a job. Raises RequestError, 503, where too much waits already."""
@@ -220,7 +221,7 @@ class Batcher:
         job = await future
         if job.error:
             raise job.error
-        return job.answers
+        return job.log_probs
 
     def schedule(self):
         """See that a batch is run: after this turn of the event loop, or when the delay is up."""
@@ -308,11 +309,11 @@ class Batcher:
     def hand_over(self, job, answers, start, stop):
         """Keep a job's answers from `start` to `stop`; after the last ones it is done."""
         if stop - start == len(job.images):
-            job.answers = answers.copy()
+            job.log_probs = answers.copy()
         else:
-            if job.answers is None:
-                job.answers = np.empty((len(job.images), 10), np.float32)
-            job.answers[start:stop] = answers
+            if job.log_probs is None:
+                job.log_probs = np.empty((len(job.images), 10), np.float32)
+            job.log_probs[start:stop] = answers
         if stop == len(job.images):
             self.metrics.queue.observe(job.queued)
             self.metrics.answered.observe(time.perf_counter() - job.arrived)

@@ -23,7 +23,7 @@ LARGEST_DRAWING = 2048  # pixels along a side
 
 
 class PageRoutes:
-    """Answers the page. `models`: {name: `mnist.serving.app.Model`}; `data_dir`: where MNIST is, which is
+    """Answers the page. `models`: {name: `Model`}; `data_dir`: where MNIST is, which is
     used where it is already there, never fetched."""
 
     def __init__(self, models, data_dir):
@@ -31,9 +31,9 @@ class PageRoutes:
         self.loop = asyncio.get_event_loop()
         self.page, self.page_headers = load_page()
         try:
-            self.images, self.labels = load_split("test", data_dir, download=False)
+            self.images, self.targets = load_split("test", data_dir, download=False)
         except MNISTError:
-            self.images, self.labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
+            self.images, self.targets = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
 
     def routes(self):
         """{path: {method: function of a request}}."""
@@ -84,7 +84,7 @@ class PageRoutes:
         """A test digit with its label, by its index."""
         request.kind = "page"
         index = number(request, "index", len(self.images) - 1)
-        request.answer_json({"index": index, "label": int(self.labels[index]),
+        request.answer_json({"index": index, "label": int(self.targets[index]),
                              "digit": encode(self.images[index])})
 
     def mistake(self, model, request):
@@ -99,8 +99,8 @@ class PageRoutes:
             order = np.roll(np.arange(len(self.images)), -after - 1)
             for start in range(0, len(order), model.engines.max_batch):
                 chosen = order[start:start + model.engines.max_batch]
-                answers = await model.batcher.read(self.images[chosen])
-                wrong = chosen[answers.argmax(1) != self.labels[chosen]]
+                log_probs = await model.batcher.read(self.images[chosen])
+                wrong = chosen[log_probs.argmax(1) != self.targets[chosen]]
                 if len(wrong):
                     request.answer_json({"index": int(wrong[0])})
                     return
@@ -153,9 +153,10 @@ class FirstLayer:
         and base64 of bytes, 128 standing for 0."""
         import torch
 
-        from mnist.models.features import maps_of, watch
+        from mnist.models.features import maps_of
+        from MNISTmodel import calls
         with torch.no_grad():
-            made, _ = watch(self.net, torch.from_numpy(normalise(digit[np.newaxis])))
+            made, _ = calls(self.net, torch.from_numpy(normalise(digit[np.newaxis])), copied=True)
         maps = maps_of(made, self.layer.module).maps
         return {"filters": grey_pictures(self.layer.filters), "maps": grey_pictures(maps)}
 

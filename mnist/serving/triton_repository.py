@@ -84,7 +84,7 @@ with, which config.pbtxt doesn't know: take the Triton whose TensorRT is that on
 
 
 def export_repository(folder, networks):
-    """Write a repository of {name: mnist.models.weights.Network} to a new or empty `folder`, whole or not
+    """Write a repository of {name: `Network`} to a new or empty `folder`, whole or not
     at all; prints what is in it.
 
     Raises UnavailableError where `folder` isn't empty or onnx isn't installed, MNISTError where a

@@ -2,6 +2,11 @@
 
 import math
 
+import torch
+from torch.nn.functional import affine_grid, grid_sample
+
+from mnist.datasets.image_set import MEAN, STD
+
 # The most that a digit is turned, stretched, slanted, moved and thickened or thinned.
 ROTATION_DEGREES = 12
 SCALE = 0.12
@@ -10,16 +15,11 @@ SHIFT_PIXELS = 2
 THICKNESS = 0.7
 
 
-def augment(x, chance):
+def augment(x, generator):
     """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
     thickened or thinned at random, the whole batch at once on its device."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    from mnist.datasets.image_set import MEAN, STD
-
     def uniform(limit, *shape):
-        return (torch.rand(len(x), *shape, generator=chance, device=x.device) * 2 - 1) * limit
+        return (torch.rand(len(x), *shape, generator=generator, device=x.device) * 2 - 1) * limit
 
     angle = uniform(math.radians(ROTATION_DEGREES))
     across, down = 1 + uniform(SCALE), 1 + uniform(SCALE)
@@ -43,7 +43,6 @@ def change_thickness(x, amount):
 def dilate(x):
     """The largest of each pixel's 3×3 neighbourhood: what max-pooling gives with a stride of 1,
     which on a CPU takes ten times as long for a single channel."""
-    import torch
     for axis in (2, 3):
         rest = x.shape[axis] - 1
         wide = x.clone()

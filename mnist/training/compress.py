@@ -1,7 +1,7 @@
 """Smaller networks made of a trained one: weights pruned, weights shared, and what that saves.
 
 `prune` and `cluster` leave a network of the same shape, whose weights file every program takes;
-what a file of it could shrink to, `ideal_bytes` says. Knows torch.
+what a file of it could shrink to, `ideal_bytes` says.
 """
 
 import copy
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mnist.errors import UnavailableError
+from mnist.training.loop import Run, train
 
 # Pruning climbs to its sparsity over this part of the fine-tuning; the rest heals what it did.
 CLIMB = 0.5
@@ -25,7 +26,7 @@ def weights_of(net):
 
 
 class Pruner:
-    """Sets the smallest weights of a network to zero while it is trained: `train`'s `after_step`.
+    """Sets the smallest weights of a network to zero while it is trained: a `Run`'s `after_step`.
 
     Global and gradual: one threshold for all layers, so that those which can spare little lose
     little, climbing to `sparsity`, the share of the weights that end as zeros. Source: Zhu and
@@ -57,14 +58,13 @@ class Pruner:
 
 
 def prune(net, sparsity, recipe, training, watched):
-    """(a pruned copy of `net`, history): fine-tuned as `mnist.training.loop.train` does, `net` the
-    teacher, on the digits given."""
-    from mnist.training.loop import train
-    pruned = copy.deepcopy(net)
+    """(a pruned copy of `net`, history): fine-tuned with `net` as the teacher, on (images, targets)
+    as `to_tensors` gives them."""
+    run = Run(copy.deepcopy(net), recipe, training, watched, teacher=copy.deepcopy(net))
     steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
-    history = train(pruned, recipe, training, watched, teacher=copy.deepcopy(net),
-                    after_step=Pruner(pruned, sparsity, steps))
-    return pruned.cpu().eval(), history
+    run.after_step = Pruner(run.net, sparsity, steps)
+    history = list(train(run))
+    return run.net.cpu().eval(), history
 
 
 def cluster(net, clusters):

@@ -1,9 +1,9 @@
-"""How a network is trained: the recipe, the loop, and what is done to the digits on the way.
+"""How a network is trained: the loop, and what it asks of torch.
 
-    recipe = Recipe(epochs=3, augment=1.0)
-    training, held_out = hold_out(load_tensors("train", "cpu"))
-    net = new_network("net", Net, recipe, "cpu")
-    history = train(net, recipe, training, held_out)
+    training, held_out = hold_out(to_tensors(load_digits("train"), "cpu"))
+    run = Run(new_network("net", Net, recipe, "cpu"), recipe, training, held_out)
+    for line in train(run):
+        print(line["epoch"], line["accuracy"])
 
 Everything is deterministic: the same recipe, machine and number of threads give the same weights,
 bit for bit, also where the training was stopped after an epoch and went on later.
@@ -17,41 +17,62 @@ import math
 import sys
 import time
 
+import torch
+from torch.nn.functional import kl_div, log_softmax, nll_loss
+
 from mnist.cli import show_progress
+from mnist.datasets.image_set import normalise
+from mnist.engines.pytorch import allow_tf32, bfloat16_missing
 from mnist.errors import UnavailableError
+from mnist.models.fold import channels_last
+from mnist.models.registry import make_network
 from mnist.training.augment import augment
-from mnist.training.recipe import WARM_UP
-
-HELD_OUT = 10000  # digits at the end of the training set that are kept for choosing
-MOMENTUM = 0.9
-
-# Distillation: how far teacher's and student's answers are softened before they are compared, and
-# what share of the loss that comparison has; the rest is that of the labels.
-TEMPERATURE = 4
-TEACHER_SHARE = 0.9
+from mnist.training.recipe import HELD_OUT, MOMENTUM, TEACHER_SHARE, TEMPERATURE, WARM_UP
 
 
-# --- The digits -----------------------------------------------------------------------------------
+class Run:
+    """One training: what it works on, and how far it is.
 
-
-def load_tensors(split, device, data="mnist", data_dir=None):
-    """Digits on the device: (images uint8 (N, 28, 28), labels int64 (N,)), as `train` takes them.
-
-    `split`, `data` and `data_dir` as for `MNISTdsource.load_digits`.
+    net        as `new_network` gives it; a loaded one is quicker after `channels_last`
+    training   (images, targets), as `to_tensors` gives them, on the device to train on
+    watched    the same of the images that accuracy and loss are measured on after each epoch
+    teacher    a network whose log-probabilities are learned along with the targets: distillation.
+               Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
+               2015
+    rank, world  of the processes that share each batch. Each draws the same order from the seed and
+               takes its part of every batch; batch norm sees that part alone and keeps the averages
+               of process 0, the only one that has a history
+    history    a dict for each epoch that was made, also in an earlier run
+    after_step()  called when the weights have changed, to put right what must hold of them
     """
-    import torch
 
-    from MNISTdsource import load_digits
-    images, labels = (torch.from_numpy(array) for array in load_digits(split, data, data_dir)[:2])
-    return images.to(device), labels.to(device).long()
+    def __init__(self, net, recipe, training, watched, teacher=None, rank=0, world=1):
+        self.device = training[0].device
+        self.net, self.recipe = net.to(self.device), recipe
+        self.training, self.watched = training, watched
+        self.teacher = teacher and channels_last(teacher.to(self.device).eval())
+        self.rank, self.world = rank, world
+        self.bfloat16 = use_bfloat16(recipe.precision, self.device.type, net)
+        self.optimiser = make_optimiser(net, recipe)
+        self.history = []
+        self.after_step = None
 
 
-def hold_out(digits):
-    """(digits to train on, the last HELD_OUT ones to choose by), from all the training digits."""
-    if len(digits[1]) <= HELD_OUT:
+# --- The images -----------------------------------------------------------------------------------
+
+
+def to_tensors(arrays, device):
+    """(images uint8 (N, 28, 28), targets int64 (N,)) as tensors on the device, of two arrays."""
+    images, targets = (torch.from_numpy(array).to(device) for array in arrays[:2])
+    return images, targets.long()
+
+
+def hold_out(tensors):
+    """(images to train on, the last HELD_OUT ones to choose by), of all the training images."""
+    if len(tensors[1]) <= HELD_OUT:
         raise UnavailableError(f"{HELD_OUT} digits are to be held out, but there are only "
-                               f"{len(digits[1])} to train on")
-    return [array[:-HELD_OUT] for array in digits], [array[-HELD_OUT:] for array in digits]
+                               f"{len(tensors[1])} to train on")
+    return [array[:-HELD_OUT] for array in tensors], [array[-HELD_OUT:] for array in tensors]
 
 
 # --- The loop -------------------------------------------------------------------------------------
@@ -62,136 +83,88 @@ def new_network(name, make, recipe, device):
 
     `name`, `make`: as `mnist.models.registry.find_network` gives them.
     """
-    import torch
-
-    from mnist.models.fold import channels_last
-    from mnist.models.registry import make_network
     torch.manual_seed(recipe.seed)
     return channels_last(make_network(name, make).to(device))
 
 
-def train(net, recipe, training, watched, teacher=None, optimiser=None, history=(),
-          after_step=None, after_epoch=None, group=(0, 1)):
-    """Train `net` in place on the device where the digits lie; gives the history, a dict an epoch.
-
-    net: as `new_network` gives it; a loaded one is quicker after `mnist.models.fold.channels_last`.
-    training, watched: digits as `load_tensors` gives them; accuracy and loss are those on the
-        watched ones, seconds those of the epoch with reading them.
-    teacher: a network whose answers are learnt along with the labels: distillation. Source: Hinton,
-        Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
-    optimiser, history: of the epochs that were made already, to go on after them.
-    after_step(): called when the weights have changed, to put right what must hold of them.
-    after_epoch(history): called after each epoch. What it raises ends the training.
-    group: (rank, number) of the processes that share each batch. Each draws the same order from the
-        seed and takes its part of every batch; batch norm sees that part alone and keeps the
-        averages of process 0, the only one that has a history and calls `after_epoch`.
-    """
-    from mnist.models.fold import channels_last
-    device = training[0].device
+def train(run):
+    """Train `run.net` in place: yields the line of the history, a dict, after each epoch that is
+    still to be made. Whoever stops asking ends the training."""
+    recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
     prepare_device(device)
-    net.to(device)
-    if teacher is not None:
-        teacher = channels_last(teacher.to(device).eval())
-    bfloat16 = use_bfloat16(recipe.precision, device.type, net)
-    optimiser = optimiser or make_optimiser(net, recipe)
-    rank, world = group
-    parallel = distribute(net, device) if world > 1 else net
-    history = list(history)
-    for epoch in range(len(history), recipe.epochs):
+    net = distribute(run.net, device) if world > 1 else run.net
+    steps = math.ceil(len(run.training[1]) / recipe.batch_size)
+    for epoch in range(len(run.history), recipe.epochs):
         started = time.perf_counter()
-        train_loss = train_epoch(parallel, recipe, optimiser, training, epoch, bfloat16, teacher,
-                                 after_step, group)
-        if rank > 0:
-            continue
-        loss, right = evaluate(net, watched)
-        history.append({"epoch": epoch + 1, "seconds": time.perf_counter() - started,
-                        "train_loss": train_loss, "loss": loss,
-                        "accuracy": right / len(watched[1])})
-        if after_epoch:
-            after_epoch(history)
-    return history
+        order = torch.randperm(len(run.training[1]),
+                               generator=make_generator("cpu", recipe.seed, epoch)).to(device)
+        images, targets = (tensor[order] for tensor in run.training)
+        generator = make_generator(device, recipe.seed, epoch, rank)
+        # What a network draws itself, dropout above all, must not hang on the epochs before either.
+        torch.manual_seed(generator.initial_seed())
+        train_loss = torch.zeros((), device=device)
+        net.train()
+        for step in range(steps):
+            set_learning_rate(run, (epoch + (step + 1) / steps) / recipe.epochs)
+            batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            x, y = normalise(images[batch][rank::world]), targets[batch][rank::world]
+            changed = round(recipe.augment * len(x))  # the first ones: the order is random
+            if changed:
+                x = torch.cat([augment(x[:changed], generator), x[changed:]])
+            log_probs, teacher_log_probs = outputs_of(run, net, x)
+            loss = loss_of(log_probs, y, recipe.label_smoothing, teacher_log_probs)
+            # The processes' gradients are averaged: weigh parts of unequal length by their length.
+            (loss * (len(y) * world / len(targets[batch]))).backward()
+            run.optimiser.step()
+            run.optimiser.zero_grad(set_to_none=True)
+            if run.after_step:
+                run.after_step()
+            train_loss += loss.detach() * len(y)
+            if step % 50 == 0 and rank == 0:
+                show_progress(step / steps, f"epoch {epoch + 1}/{recipe.epochs}")
+        show_progress(None)
+        if rank == 0:
+            loss, right = evaluate(run.net, run.watched)
+            run.history.append({
+                "epoch": epoch + 1, "seconds": time.perf_counter() - started,
+                "train_loss": float(train_loss) * world / len(targets), "loss": loss,
+                "right": right, "accuracy": right / len(run.watched[1])})
+            yield run.history[-1]
 
 
-def train_epoch(net, recipe, optimiser, digits, epoch, bfloat16, teacher, after_step, group):
-    """One pass over the training digits in a new random order; gives the mean loss."""
-    import torch
-
-    from mnist.datasets.image_set import normalise
-    rank, world = group
-    images, labels = digits
-    device = images.device
-    order = torch.randperm(len(labels), generator=generator("cpu", recipe.seed, epoch))
-    images, labels = images[order.to(device)], labels[order.to(device)]
-    chance = generator(device, recipe.seed, epoch, rank)
-    # What a network draws itself, dropout above all, must not hang on the epochs before either.
-    torch.manual_seed(chance.initial_seed())
-    steps = math.ceil(len(labels) / recipe.batch_size)
-    total = torch.zeros((), device=device)
-    net.train()
-    for step in range(steps):
-        set_learning_rate(optimiser, recipe.peak(), (epoch + (step + 1) / steps) / recipe.epochs)
-        batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-        answers = labels[batch][rank::world]
-        x = normalise(images[batch][rank::world])
-        changed = round(recipe.augment * len(x))  # the first ones: the order is random
-        if changed:
-            x = torch.cat([augment(x[:changed], chance), x[changed:]])
-        with arithmetic(bfloat16, device):
-            log_probabilities = net(x).float()
-            wanted = teach(teacher, x)
-        loss = loss_of(log_probabilities, answers, recipe.label_smoothing, wanted)
-        # The processes' gradients are averaged: weigh parts of unequal length by their length.
-        (loss * (len(answers) * world / len(labels[batch]))).backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if after_step:
-            after_step()
-        total += loss.detach() * len(answers)
-        if step % 50 == 0 and rank == 0:
-            show_progress(step / steps, f"epoch {epoch + 1}/{recipe.epochs}")
-    show_progress(None)
-    return float(total) * world / len(labels)
+def outputs_of(run, net, x):
+    """(log_probs, the teacher's or None), float32 (B, 10), of normalised images (B, 1, 28, 28)."""
+    with arithmetic(run.bfloat16, x.device):
+        log_probs = net(x).float()
+        if run.teacher is None:
+            return log_probs, None
+        with torch.no_grad():
+            return log_probs, run.teacher(x).float()
 
 
-def loss_of(log_probabilities, labels, label_smoothing, wanted=None):
-    """The mean loss of a batch's log-probabilities (B, 10), given the labels (B,) and, where there
-    is a teacher, its log-probabilities `wanted` (B, 10)."""
-    import torch
-    from torch.nn.functional import kl_div, log_softmax, nll_loss
-    loss = nll_loss(log_probabilities, labels)
+def loss_of(log_probs, targets, label_smoothing, teacher_log_probs=None):
+    """The mean loss of a batch: log_probs and teacher_log_probs (B, 10), targets (B,)."""
+    loss = nll_loss(log_probs, targets)
     if label_smoothing:
-        loss = torch.lerp(loss, -log_probabilities.mean(), label_smoothing)
-    if wanted is None:
+        loss = torch.lerp(loss, -log_probs.mean(), label_smoothing)
+    if teacher_log_probs is None:
         return loss
-    soft, wanted = (log_softmax(answer / TEMPERATURE, dim=1)
-                    for answer in (log_probabilities, wanted))
-    likeness = kl_div(soft, wanted, reduction="batchmean", log_target=True) * TEMPERATURE ** 2
-    return torch.lerp(loss, likeness, TEACHER_SHARE)
+    soft, teacher_soft = (log_softmax(each / TEMPERATURE, dim=1)
+                          for each in (log_probs, teacher_log_probs))
+    distance = kl_div(soft, teacher_soft, reduction="batchmean", log_target=True) * TEMPERATURE ** 2
+    return torch.lerp(loss, distance, TEACHER_SHARE)
 
 
-def teach(teacher, x):
-    """The teacher's log-probabilities, float32 (B, 10); None without a teacher."""
-    import torch
-    if teacher is None:
-        return None
-    with torch.no_grad():
-        return teacher(x).float()
-
-
-def evaluate(net, digits):
-    """(mean loss, number right) of the network in float32 over digits on the device."""
-    import torch
-    from torch.nn.functional import nll_loss
-
-    from mnist.datasets.image_set import normalise
+def evaluate(net, tensors):
+    """(mean loss, number right) of the network in float32 over (images, targets) on the device."""
     net.eval()
     loss, right = 0.0, 0
     with torch.no_grad():
-        for images, labels in zip(*(array.split(100) for array in digits)):
-            log_probabilities = net(normalise(images)).float()
-            loss += float(nll_loss(log_probabilities, labels, reduction="sum"))
-            right += int((log_probabilities.argmax(1) == labels).sum())
-    return loss / len(digits[1]), right
+        for images, targets in zip(*(array.split(100) for array in tensors)):
+            log_probs = net(normalise(images)).float()
+            loss += float(nll_loss(log_probs, targets, reduction="sum"))
+            right += int((log_probs.argmax(1) == targets).sum())
+    return loss / len(tensors[1]), right
 
 
 # --- The arithmetic -------------------------------------------------------------------------------
@@ -208,13 +181,12 @@ def use_bfloat16(precision, device, net):
 
 def trains_in_bfloat16(net):
     """Whether torch has all that a step of this network takes; older ones lack some of it."""
-    import torch
     trial = copy.deepcopy(net).train()
     x = torch.zeros(2, 1, 28, 28, device=next(net.parameters()).device)
     try:
         with arithmetic(True, x.device):
-            answers = trial(x)
-        answers.float().sum().backward()
+            log_probs = trial(x)
+        log_probs.float().sum().backward()
     except RuntimeError:
         return False
     return True
@@ -223,14 +195,12 @@ def trains_in_bfloat16(net):
 def has_bfloat16(device):
     """Whether the processor itself computes in bfloat16: a GPU from Ampere on, a CPU whose oneDNN
     is quick at it."""
-    from mnist.engines.pytorch import bfloat16_missing
     return not bfloat16_missing(device)
 
 
 @contextlib.contextmanager
 def arithmetic(bfloat16, device):
     """Compute in bfloat16 what torch's autocast deems safe, or everything as it comes."""
-    import torch
     if not bfloat16:
         yield
         return
@@ -239,10 +209,8 @@ def arithmetic(bfloat16, device):
 
 
 def prepare_device(device):
-    """Make the device quick, its answers reproducible and its float32 just that."""
-    import torch
+    """Make the device quick, its results reproducible and its float32 just that."""
     if device.type == "cuda":
-        from mnist.engines.pytorch import allow_tf32
         allow_tf32(torch, False)
         torch.backends.cudnn.deterministic = True
     elif sys.platform == "linux":
@@ -266,7 +234,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 def make_optimiser(net, recipe):
     """The recipe's optimiser; a fused one (one kernel a step) where torch has it."""
-    import torch
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if not parameters:
         raise UnavailableError("the network has nothing to train: no parameter of it is free")
@@ -281,31 +248,30 @@ def make_optimiser(net, recipe):
     return kind(parameters, **settings)
 
 
-def set_learning_rate(optimiser, peak, done):
+def set_learning_rate(run, done):
     """One cycle: up to the peak in a straight line, then down to nothing along a cosine.
 
     `done`: the part of the training that is behind after this step, up to 1. Source: Smith and
     Topin, "Super-Convergence", 2018.
     """
     if done < WARM_UP:
-        rate = peak * done / WARM_UP
+        rate = run.recipe.peak() * done / WARM_UP
     else:
-        rate = peak * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
-    for group in optimiser.param_groups:
+        rate = run.recipe.peak() * (
+            1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
+    for group in run.optimiser.param_groups:
         group["lr"] = rate
 
 
 def distribute(net, device):
     """The network wrapped so that the processes of the group share their gradients."""
-    import torch
     devices = [torch.cuda.current_device()] if device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(net, device_ids=devices)
 
 
-def generator(device, *numbers):
+def make_generator(device, *numbers):
     """A random generator that depends on these numbers alone, so that a resumed run needs none
     of the earlier ones' state."""
-    import torch
     seed = 0
     for number in numbers:
         seed = (seed * 1000003 + number) % 2**63

@@ -9,7 +9,15 @@ from typing import NamedTuple
 # diverge. AdamW gets worse from 0.005 on.
 LEARNING_RATES = {"sgd": 0.08, "adamw": 0.002}
 USUAL_BATCH = 128
+MOMENTUM = 0.9
 WARM_UP = 0.25  # the part of the training in which the learning rate climbs to its peak
+
+# Distillation: how far teacher's and student's outputs are softened before they are compared, and
+# what share of the loss that comparison has; the rest is that of the targets.
+TEMPERATURE = 4
+TEACHER_SHARE = 0.9
+
+HELD_OUT = 10000  # images at the end of the training set that are kept for choosing
 
 
 class Recipe(NamedTuple):
@@ -20,7 +28,7 @@ class Recipe(NamedTuple):
     optimizer: str = "sgd"  # with Nesterov momentum, or "adamw"
     lr: float = None  # the peak; None: `peak` chooses
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.05  # weight of the wrong answers in the loss
+    label_smoothing: float = 0.05  # weight of the wrong classes in the loss
     augment: float = 0.0  # the share of each batch's digits that `augment` changes
     precision: str = "auto"  # "fp32", "bf16", or what `use_bfloat16` makes of "auto"
     seed: int = 0

@@ -46,8 +46,8 @@ METHODS = collections.OrderedDict((
 
 LEGEND = """\
 changed: predictions other than the original's. ideal: what an ideal coding of the weights would
-take, a bound that no file here reaches. ms: median per batch, end-to-end, and how much faster that is than
-the original in float32 on the same engine; -: that engine doesn't compute so here.
+take, a bound that no file here reaches. ms: median per batch, end-to-end, and how much faster that
+is than the original in float32 on the same engine; -: that engine doesn't compute so here.
 
 What may be misread: no engine here computes zeros or shared weights any faster, and none reads them
 from a smaller file: pruned and clustered networks are smaller when packed, and no quicker. The

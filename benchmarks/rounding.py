@@ -6,8 +6,8 @@ examples:
 
 What it prints stands behind the tolerances in mnist/engines/precision.py. For every engine of this
 CPU: the largest difference of a log-probability from torch in float32, nothing folded, and how many
-predictions are other digits. What only a GPU computes is computed here in its stead: fp16 by torch on the
-CPU, tf32 by rounding what goes into each convolution and linear layer to its 10 bits.
+predictions are other digits. What only a GPU computes is computed here in its stead: fp16 by torch
+on the CPU, tf32 by rounding what goes into each convolution and linear layer to its 10 bits.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Write README's table of networks from the records of their trainings and of one comparison.
+"""Write docs/networks.md's table from the records of trainings and of one comparison.
 
 examples:
   python CompareMNIST.py --network net small lenet5 --json results/2026-01-31-desktop.json
@@ -29,7 +29,7 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("record", metavar="FILE", help="a record of CompareMNIST.py --json")
     arguments = parser.parse_args()
-    fill("README.md", "networks", make_table(trainings(), read_record(arguments.record)))
+    fill("docs/networks.md", "networks", make_table(trainings(), read_record(arguments.record)))
 
 
 def trainings():
@@ -58,6 +58,8 @@ def make_table(found, comparison):
               "published %", "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
     lines = [header, ["---"] + ["--:"] * (len(header) - 1)]
     for name in NETWORKS:
+        if name.startswith("separable-"):
+            continue  # variants that are trained in studies alone
         known = cells(name, found[name]) if name in found else cells_without_record(name)
         lines.append(known + [times(comparison, name, engine) for engine in engines])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -72,7 +74,7 @@ def cells(name, records):
     epochs = one["settings"]["epochs"]
     return [
         f"`{name}`", f"{one['weights']['parameters']:,}",
-        f"{one['weights']['multiply_adds']:,}", kilobytes(name),
+        f"{one['weights']['macs']:,}", kilobytes(name),
         f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else "-",
         spread(list(seeds.values())), PUBLISHED.get(name, "-"),
         f"{epochs} epoch{'s' if epochs > 1 else ''}, {one['result']['seconds'] / 60:.0f} min"]

@@ -1,4 +1,4 @@
-"""The commands that README shows, taken out of it and run; they print what README shows.
+"""The commands that docs/programs.md shows, run: they print what it shows; links and tables.
 
 Left out of the comparison: numbers, how wide a column is, what describes the machine, warnings, and
 what README itself leaves out, at a line "…".
@@ -21,8 +21,9 @@ HANDS_OFF = ("GraphMNIST.py", "ServeMNIST.py")  # these run until somebody ends 
 
 
 def shown():
-    """(command, what README shows below it) of each block of README that begins with `$ python`."""
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+    """(command, what is shown below it) of each block of docs/programs.md that begins with
+    `$ python`."""
+    with open(os.path.join(ROOT, "docs", "programs.md"), encoding="utf-8") as file:
         blocks = re.findall(r"^```\w*\n(\$ python .*?)^```$", file.read(), re.M | re.S)
     for block in blocks:
         for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
@@ -81,7 +82,7 @@ def copy(tmp_path, small_mnist):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_prints_what_readme_shows(copy, command):
+def test_a_command_prints_what_the_page_shows(copy, command):
     program, *flags = shlex.split(command)[1:]
     if program in HANDS_OFF and "--help" not in flags:
         pytest.skip(f"{program} runs until somebody ends it")
@@ -98,7 +99,7 @@ def test_a_command_prints_what_readme_shows(copy, command):
     assert not missing, "\n".join(missing)
 
 
-def test_readme_shows_commands():
+def test_the_page_shows_commands():
     assert len(COMMANDS) >= 4
 
 
@@ -123,6 +124,25 @@ def test_tables_made_from_records_are_as_the_records_have_them(tmp_path):
     networks, = glob.glob(os.path.join(ROOT, "results", "*-networks.json"))
     for program in ("make_readme.py", "make_search.py", f"make_networks.py {networks}"):
         run(*shlex.split(os.path.join(str(tmp_path), "results", program)))
-    for page in ("README.md", "docs/search.md", "results/README.md"):
+    for page in ("docs/networks.md", "docs/search.md", "results/README.md"):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
             assert file.read() == (tmp_path / page).read_text(encoding="utf-8"), page
+
+
+PAGES = ["README.md", "CONTRIBUTING.md"] + [
+    os.path.relpath(path, ROOT) for folder in ("docs", "data", "weights", "results")
+    for path in glob.glob(os.path.join(ROOT, folder, "*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+        links = re.findall(r"\]\(([^)#\s]+)", file.read())
+    folder = os.path.dirname(os.path.join(ROOT, page))
+    assert not [link for link in links if "://" not in link
+                and not os.path.exists(os.path.join(folder, link))]
+
+
+def test_readme_is_short():
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        assert len(file.readlines()) <= 120

@@ -613,7 +613,7 @@ def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, ne
     net.conv1.bias.data[3] += 1
     cached_engine(net, "cuda", "fp32", 64, stem=stem)
     assert program("--engine", stem + "-b64.rt") == 1
-    assert "failed: WRONG: answers differ from the reference by" in capsys.readouterr().out
+    assert "failed: WRONG: log-probabilities differ from" in capsys.readouterr().out
 
 
 def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, capsys):

@@ -304,8 +304,8 @@ def draw_heat_map(panel, rows, down, across):
         for j, x in enumerate(widths):
             if (y, x) in cells:
                 row = cells[y, x]
-                text = "diverged" if row.get("diverged") else f"{shares[i, j]:.2f}"
-                if row["deviation"] is not None and not row.get("diverged"):
+                text = "diverged" if row["diverged"] else f"{shares[i, j]:.2f}"
+                if row["deviation"] is not None and not row["diverged"]:
                     text += f" ± {row['deviation'] * 100:.2f}"
                 panel.text(j, i, f"{text}\n{row['seconds']:.0f} s", ha="center", va="center",
                            fontsize=8, color="white" if levels[i, j] < middle else "black")
@@ -348,7 +348,7 @@ def draw_bars(panel, rows, varied):
     widest = min(max(ends), 2.5 * sorted(ends)[len(ends) // 2])
     panel.set_xlim(0, 1.15 * widest or 1)
     for place, row, share, end in zip(places, rows, shares, ends):
-        text = "diverged" if row.get("diverged") else f"{share:.2f}"
+        text = "diverged" if row["diverged"] else f"{share:.2f}"
         if end <= widest:
             panel.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center",
                            fontsize=8)

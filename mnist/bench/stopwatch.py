@@ -56,7 +56,8 @@ def take_turns(stopwatches, repeat=None, deadline=None):
     gc.disable()  # as timeit does: a collection in the middle of a call isn't the engine's time
     try:
         for stopwatch in stopwatches:
-            stopwatch.attempt(stopwatch.make_first_calls)
+            if not stopwatch.first:
+                stopwatch.attempt(stopwatch.make_first_calls)
         go_round(stopwatches, turns, repeat, deadline)
         return False
     except KeyboardInterrupt:

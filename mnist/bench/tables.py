@@ -85,7 +85,7 @@ def format_table(rows, columns):
     aligned = align(lines, names - 1)
     width, name_width = (len(align([line[:columns] for line in lines], padded=True)[0])
                          for columns in (None, names))
-    indent = " " * (name_width + 1)
+    indent = " " * (name_width + 2)
     table = aligned[:2] + ["-" * width]
     for line, (cells, reason) in zip(aligned[2:], body):
         measured = len(cells) > names
@@ -336,7 +336,7 @@ def format_study(record, markdown=False, most=None):
         deviation = "-" if row["deviation"] is None else f"{row['deviation'] * 100:.2f}"
         lines.append(
             [str(place)] + [setting_text(row["settings"][name]) for name in varied]
-            + ["diverged" if row.get("diverged") else f"{row['mean'] * 100:.2f}", deviation,
+            + ["diverged" if row["diverged"] else f"{row['mean'] * 100:.2f}", deviation,
                f"{row['seconds']:.1f}",
                f"stopped after epoch {row['epochs']}" if row["pruned"] else
                "not told apart from the best" if place > 1 and row["as_good_as_the_best"] else ""])

@@ -159,12 +159,12 @@ def choose_engine(network, device, precision, max_batch):
 
 
 class Job:
-    """One request's digits on their way: `images` uint8 (N, 28, 28), `answers` float32 (N, 10).
+    """One request's digits on their way: `images` uint8 (N, 28, 28), `log_probs` float32 (N, 10).
 
     When all are there `done(job)` is called, with `job.error` set where there are none.
     """
 
-    __slots__ = ("images", "answers", "taken", "error", "done", "cancelled", "arrived",
+    __slots__ = ("images", "log_probs", "taken", "error", "done", "cancelled", "arrived",
                  "deadline", "queued")
 
     def __init__(self, images, done, timeout=None):
@@ -290,7 +290,7 @@ class Batcher:
                                 out=self.staging[:number])
         began = time.perf_counter()
         try:
-            answers = self.engines(images)
+            log_probs = self.engines(images)
             self.healthy = True
         except Exception as error:  # any library's; the server goes on
             self.healthy = False
@@ -303,17 +303,17 @@ class Batcher:
         self.metrics.computing.inc((ended - began) * len(parts))
         position = 0
         for job, start, stop in parts:
-            self.hand_over(job, answers[position:position + stop - start], start, stop)
+            self.hand_over(job, log_probs[position:position + stop - start], start, stop)
             position += stop - start
 
-    def hand_over(self, job, answers, start, stop):
+    def hand_over(self, job, log_probs, start, stop):
         """Keep a job's answers from `start` to `stop`; after the last ones it is done."""
         if stop - start == len(job.images):
-            job.log_probs = answers.copy()
+            job.log_probs = log_probs.copy()
         else:
             if job.log_probs is None:
                 job.log_probs = np.empty((len(job.images), 10), np.float32)
-            job.log_probs[start:stop] = answers
+            job.log_probs[start:stop] = log_probs
         if stop == len(job.images):
             self.metrics.queue.observe(job.queued)
             self.metrics.answered.observe(time.perf_counter() - job.arrived)

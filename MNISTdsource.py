@@ -55,9 +55,9 @@ def load_split(split, data_dir=None, download=True):
                        "uint8 (N,)")
     if len(images) != len(targets):
         raise IdxError(f"{image_path} holds {len(images)} images, but {label_path} "
-                       f"{len(targets)} targets")
+                       f"{len(targets)} labels")
     if len(targets) == 0:
-        raise IdxError(f"{label_path} holds no targets at all")
+        raise IdxError(f"{label_path} holds no labels at all")
     if targets.max() > 9:
         raise IdxError(f"{label_path} holds the label {targets.max()}, above 9")
     return images, targets

@@ -137,7 +137,7 @@ def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_m
 def test_a_shipped_int8_file_serves_every_exporter(tmp_path, net, small_mnist, monkeypatch):
     (tmp_path / "weights").mkdir()
     first = int8.int8_graph(net, str(tmp_path / "weights" / "net"), small_mnist)
-    monkeypatch.setattr(int8, "HERE", str(tmp_path))
+    monkeypatch.setattr(int8, "ROOT", str(tmp_path))
     path = tmp_path / "weights" / "net-int8.onnx.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(dict(record, graph_sha256="of another torch")))

@@ -267,10 +267,10 @@ def test_progress_is_a_bar_on_a_terminal(server, capsys, monkeypatch):
 DOWNLOADER = """
 import sys
 import MNISTdsource
-import mnist.datasets.idx
-MNISTdsource.MIRRORS = (sys.argv[1],)
+from mnist.datasets import download
+download.MIRRORS = (sys.argv[1],)
 MNISTdsource.DEFAULT_DATA_DIR = sys.argv[2]
-MNISTdsource.SHA256 = dict(pair.split("=") for pair in sys.argv[3:])
+download.SHA256 = dict(pair.split("=") for pair in sys.argv[3:])
 images, labels = MNISTdsource.load_split("test")
 print(len(images), int(labels.sum()))
 """

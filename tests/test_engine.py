@@ -236,7 +236,8 @@ def test_one_setting_needs_no_trial():
 
 @pytest.mark.parametrize("cores, numbers", [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]),
                                             (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
-def test_numbers_of_threads_that_are_tried(cores, numbers):
+def test_numbers_of_threads_that_are_tried(monkeypatch, cores, numbers):
+    monkeypatch.setattr(tuning, "_threads", [])
     tried = tuning.settings_to_try(True, cores, {"threads": 0})
     assert [settings["threads"] for settings in tried] == numbers
 

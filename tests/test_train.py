@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -140,10 +141,10 @@ def test_record_and_plot(train, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--output", "."], "is a folder"),
     (["--output", "no/such/folder/net.pth"], "there is no folder"),
-    (["--lr", "-1"], "--lr must be above 0"),
+    (["--lr", "-1"], "--lr: must be above 0"),
     (["--epochs", "0"], "at least 1"),
-    (["--augment", "1.5"], "--augment must be from 0 to 1"),
-    (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
+    (["--augment", "1.5"], "--augment: must be from 0 to 1"),
+    (["--weight-decay", "-1"], "--weight-decay: must be at least 0"),
     (["--json", "no/such/folder/record.json"], "--json no/such/folder/record.json: there is no"),
     (["--plot", "no/such/folder/curves.png"], "--plot no/such/folder/curves.png: there is no"),
     (["--plot", "curves.xyz"], "end it in .png"),
@@ -189,6 +190,7 @@ def test_where_weights_and_record_go(monkeypatch, tmp_path, network, flags, outp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["TrainMNIST.py", *flags])
     arguments = TrainMNIST.parse_arguments()
+    TrainMNIST.import_library()
     TrainMNIST.choose_files(arguments, network)
     home = os.path.dirname(trained_path(network))
     assert [os.path.relpath(path, home if "/" not in output else None) if path != "-" else "-"
@@ -199,7 +201,8 @@ def test_learning_rate_is_one_cycle():
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     rates = []
     for step in range(1, 101):
-        loop.set_learning_rate(optimiser, 0.2, step / 100)
+        loop.set_learning_rate(types.SimpleNamespace(optimiser=optimiser, recipe=Recipe(lr=0.2)),
+                               step / 100)
         rates.append(optimiser.param_groups[0]["lr"])
     assert max(rates) == pytest.approx(0.2) and 20 < np.argmax(rates) < 30
     assert rates[-1] < 1e-6 and all(rate >= 0 for rate in rates)
@@ -209,8 +212,8 @@ def test_augmentation_moves_digits_but_keeps_them():
     images = torch.zeros(200, 28, 28, dtype=torch.uint8)
     images[:, 8:20, 12:16] = 255
     x = normalise(images)
-    moved = mnist.training.augment.augment(x, loop.generator("cpu", 0))
-    again = mnist.training.augment.augment(x, loop.generator("cpu", 0))
+    moved = mnist.training.augment.augment(x, loop.make_generator("cpu", 0))
+    again = mnist.training.augment.augment(x, loop.make_generator("cpu", 0))
     assert torch.equal(moved, again)
     assert moved.shape == x.shape and len(torch.unique(moved.sum((1, 2, 3)))) > 190
     assert moved.min() >= x.min() - 1e-5 and moved.max() <= x.max() + 1e-5
@@ -222,7 +225,7 @@ def test_augmentation_moves_digits_across_and_down_independently():
     images = torch.zeros(200, 28, 28, dtype=torch.uint8)
     images[:, 12:16, 12:16] = 255
     x = normalise(images)
-    ink = (mnist.training.augment.augment(x, loop.generator("cpu", 0)) - x.min())[:, 0]
+    ink = (mnist.training.augment.augment(x, loop.make_generator("cpu", 0)) - x.min())[:, 0]
     places = torch.arange(28.0)
     total = ink.sum((1, 2))
     across = (ink.sum(1) * places).sum(1) / total

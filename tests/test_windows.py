@@ -15,9 +15,9 @@ from PyQt5.QtWidgets import QApplication, QFileDialog
 from windows import ONE, SEVEN, ZERO, click, draw, ink, key, opened, part, place, settle
 
 import GraphMNIST
-import mnist.gui.canvas
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.engines import registry
+from mnist.gui.canvas import to_image
 from mnist.models.weights import save_weights
 
 
@@ -383,7 +383,7 @@ def test_open_dark_on_light_of_another_shape(window, tmp_path, monkeypatch):
     draw(window.canvas, SEVEN)
     page = QImage(300, 200, QImage.Format_ARGB32)
     page.fill(Qt.transparent)
-    seven = mnist.gui.canvas.to_image(255 - ink(window.canvas)).scaled(200, 200)
+    seven = to_image(255 - ink(window.canvas)).scaled(200, 200)
     painter = QPainter(page)
     painter.drawImage(50, 0, seven)
     painter.end()

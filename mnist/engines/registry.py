@@ -24,7 +24,8 @@ import numpy as np
 
 import mnist.engines.tuning
 from mnist.datasets.image_set import normalise
-from mnist.engines import pytorch, runtimes, trt, trt_cache
+from mnist.engines import pytorch, runtimes, trt_cache
+from mnist.engines.trt import tensorrt_missing
 from mnist.errors import UnavailableError
 
 EngineKind = collections.namedtuple(
@@ -57,7 +58,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
                runtimes.openvino_missing, runtimes.open_openvino, TUNED, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
-               trt.tensorrt_missing, trt_cache.cached_engine, FILES, False),
+               tensorrt_missing, trt_cache.cached_engine, FILES, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
                pytorch.usual_loop_missing, pytorch.UsualLoop, (), False),
 ))

@@ -107,8 +107,7 @@ def run_window(program, make_window):
     window.failed.connect(fail)
     window.show()
     application.exec_()
-    if not any(isinstance(failure, KeyboardInterrupt) for failure in failures):
-        window.close()  # waits for its worker, which Ctrl-C doesn't
+    window.close()  # waits for its worker
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.excepthook = excepthook
     if failures:

@@ -153,6 +153,7 @@ def process_group(device):
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
+    import torch
     import torch.distributed as dist
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

@@ -57,7 +57,8 @@ NEWER = {
 # torchvision), and attributes that only instances have.
 ELSEWHERE = set("""
 .optimize .GridSampler .RetryFailedTrialCallback .RetryHeartbeatStaleTrialCallback .URL
-.render_as_string .epsilon tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
+.render_as_string .epsilon
+tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
 tensorrt.BuilderFlag.FP16 tensorrt.BuilderFlag.TF32 tensorrt.DataType.FLOAT tensorrt.ILogger
 tensorrt.ILogger.__init__ tensorrt.ILogger.Severity.ERROR tensorrt.ILogger.Severity.INTERNAL_ERROR
 tensorrt.ILogger.Severity.WARNING tensorrt.NetworkDefinitionCreationFlag tensorrt.OnnxParser

@@ -27,7 +27,7 @@ def test_the_rate_follows_the_batch_size_from_the_default():
 def row(*accuracies, **more):
     mean, deviation = study.mean_and_deviation(accuracies)
     return dict({"accuracies": list(accuracies), "mean": mean, "deviation": deviation,
-                 "pruned": False}, **more)
+                 "pruned": False, "diverged": False}, **more)
 
 
 def test_a_difference_within_the_seeds_deviation_is_not_called_one():

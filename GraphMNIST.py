@@ -1,4 +1,4 @@
-"""Draw a digit, or page through the test digits of MNIST, and watch the network read them.
+"""Draw a digit, open a picture or page through MNIST's test digits, and watch the network read.
 
     python GraphMNIST.py
     python GraphMNIST.py --weights mine.pth --data-dir ~/mnist
@@ -80,13 +80,16 @@ class AnswerPanel:
         """Show the newest drawing's answer; `result` is what `Reader.look` returned, or None."""
         import numpy as np
 
+        from mnist.datasets.drawing import is_doubtful
+
         self.network_input.set_digit(digit)
         if result is None:
             self.answer.set_answer(None, label)
             self.bars.set_values(None)
             return
         log_probabilities, seconds = result
-        self.answer.set_answer(int(log_probabilities.argmax()), label)
+        self.answer.set_answer(int(log_probabilities.argmax()), label,
+                               is_doubtful(log_probabilities))
         self.bars.set_values(np.exp(log_probabilities))
         self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
 

@@ -16,7 +16,7 @@ import os
 import re
 
 from mnist.cli import add_flags, make_parser, run_program
-from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.errors import UnavailableError, warn
 from mnist.files import write_atomically
 
 READABLE = 7  # the most numbers side by side
@@ -242,7 +242,7 @@ def save_pictures(options):
     """Write what the window shows as pictures, with matplotlib alone."""
     reader = open_reader(options)
     if not reader.layers:
-        raise MNISTError(NO_CONVOLUTION)
+        raise UnavailableError(NO_CONVOLUTION)
     digit, name = choose_digit(options)
     maps, answer = reader.look(digit)
     try:

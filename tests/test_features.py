@@ -146,10 +146,10 @@ def test_maps_are_those_before_an_activation_in_place():
     assert expected.min() < 0 and np.allclose(seen.maps, expected, atol=1e-5)
 
 
-def test_a_network_without_convolutions_says_so(tmp_path):
+def test_a_network_without_convolutions_is_an_invalid_request(tmp_path):
     save_weights(own_networks.Dense(), tmp_path / "mine.pth")
     _, err = refused("MNISTshowFeat.py", "--network", f"{own_networks.__file__}:Dense", "--weights",
-                     tmp_path / "mine.pth", "--save", tmp_path / "pictures", status=1)
+                     tmp_path / "mine.pth", "--save", tmp_path / "pictures", status=2)
     assert "has no convolution" in err and not (tmp_path / "pictures").exists()
 
 

@@ -5,17 +5,15 @@ Knows PyQt5, 5.10 (Jetson Nano) to the newest, and numpy.
 
 import numpy as np
 from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyqtSignal
-from PyQt5.QtGui import QColor, QImage, QImageReader, QPainter, QPainterPath, QPen, QTabletEvent
+from PyQt5.QtGui import QColor, QImage, QPainter, QPainterPath, QPen, QTabletEvent
 from PyQt5.QtWidgets import QSizePolicy, QWidget
 
-from mnist.errors import MNISTError
 from mnist.files import write_atomically
 
 CANVAS_SIDE = 840  # pixels of the picture behind the canvas, whatever size it is shown at
 PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIST's stroke width
 PEN_WIDTHS = 16, 140
 UNDO_STEPS = 40
-LARGEST_PICTURE = 6000 * 6000  # pixels of a file that Open accepts
 BEGINS, GOES_ON, ENDS = range(3)  # the phases of a stroke
 TABLET_PHASES = {QEvent.TabletPress: BEGINS, QEvent.TabletMove: GOES_ON, QEvent.TabletRelease: ENDS}
 
@@ -24,8 +22,8 @@ class Canvas(QWidget):
     """A black square to draw on in white, with mouse, pen or touch.
 
     The drawing is `picture`, a grey QImage of CANVAS_SIDE × CANVAS_SIDE pixels whatever the size of
-    the widget. Where it is a test digit, `sample` is its index, and `digit` its own 28×28 pixels
-    as long as nobody has altered it.
+    the widget. As long as nobody has altered it, `digit` is what the network gets of a test digit
+    or of a picture that was opened, uint8 (28, 28); `sample` is the index of a test digit.
     """
 
     changed = pyqtSignal()
@@ -55,9 +53,7 @@ class Canvas(QWidget):
 
     def show_digit(self, digit, sample):
         """Put a test digit, uint8 (28, 28), on the canvas."""
-        picture = to_image(digit).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.IgnoreAspectRatio,
-                                         Qt.SmoothTransformation)
-        self.replace(picture.convertToFormat(QImage.Format_Grayscale8), digit, sample)
+        self.replace(fit_picture(digit), digit, sample)
 
     def replace(self, picture, digit=None, sample=None):
         self.stroke = None
@@ -199,27 +195,10 @@ def round_pen(colour, width):
     return QPen(QColor(colour), width, Qt.SolidLine, Qt.RoundCap, Qt.RoundJoin)
 
 
-def read_picture(path):
-    """A picture file, fitted into a picture for the canvas; dark on light is turned round."""
-    reader = QImageReader(path)
-    size = reader.size()
-    if not reader.canRead():
-        raise MNISTError(f"can't read {path}: {reader.errorString()}")
-    if size.width() * size.height() > LARGEST_PICTURE:
-        raise MNISTError(f"can't read {path}: {size.width()} x {size.height()} pixels are too many")
-    image = reader.read()
-    if image.isNull():
-        raise MNISTError(f"can't read {path}: {reader.errorString()}")
-    opaque = QImage(image.size(), QImage.Format_RGB32)
-    opaque.fill(Qt.white)
-    painter = QPainter(opaque)
-    painter.drawImage(0, 0, image)
-    painter.end()
-    grey = to_array(opaque)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if edge.mean() > 127:
-        opaque.invertPixels()
-    fitted = opaque.scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio, Qt.SmoothTransformation)
+def fit_picture(array):
+    """uint8 (H, W) as a picture for the canvas, as large as it fits."""
+    fitted = to_image(array).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio,
+                                    Qt.SmoothTransformation)
     picture = blank_picture()
     box = fitted.rect()
     box.moveCenter(picture.rect().center())

@@ -75,10 +75,11 @@ class AnswerView(QWidget):
         rows.addWidget(self.true_label)
         rows.addStretch()
 
-    def set_answer(self, answer, label):
-        """Show digits; None for what isn't known."""
+    def set_answer(self, answer, label, doubtful=False):
+        """Show digits, None for what isn't known, and whether the answer is doubtful."""
         self.answer.setText("" if answer is None else str(answer))
-        self.true_label.setText("" if label is None else f"true label {label}")
+        self.true_label.setText(f"true label {label}" if label is not None else
+                                "doubtful" if doubtful else "")
         colour = RIGHT if answer == label else WRONG
         self.true_label.setStyleSheet(f"font-weight: bold; color: {colour.name()}")
 

@@ -26,8 +26,8 @@ from PyQt5.QtWidgets import (
 )
 
 from mnist.datasets.download import DataError
-from mnist.datasets.drawing import digit_from_drawing
-from mnist.gui.canvas import PEN_WIDTH, PEN_WIDTHS, Canvas, read_picture, to_array, write_picture
+from mnist.datasets.drawing import digit_from_picture, read_picture
+from mnist.gui.canvas import PEN_WIDTH, PEN_WIDTHS, Canvas, fit_picture, to_array, write_picture
 from MNISTdsource import load_split
 
 
@@ -160,7 +160,7 @@ class DigitWindow(QMainWindow):
         self.add_action(bar, "undo", "Undo", "Ctrl+Z", "Undo", self.canvas.undo)
         self.add_action(bar, "clear", "Clear", "Delete", "Clear the canvas", self.canvas.clear)
         bar.addWidget(spacer())
-        self.add_action(bar, "open", "Open", "Ctrl+O", "Open a drawing", self.open_drawing)
+        self.add_action(bar, "open", "Open", "Ctrl+O", "Open a picture", self.open_drawing)
         self.add_action(bar, "save", "Save", "Ctrl+S", "Save the drawing as PNG", self.save_drawing)
         self.add_action(bar, "help", "Help", "F1", "Show all keys", self.show_help)
         self.add_action(None, "quit", "Quit", "Ctrl+Q", "Close the window", self.close)
@@ -220,11 +220,16 @@ class DigitWindow(QMainWindow):
         self.width_slider.setValue(self.width_slider.value() + step)
 
     def open_drawing(self):
-        path, _ = QFileDialog.getOpenFileName(self, "Open a drawing", "",
-                                              "Pictures (*.png *.jpg *.jpeg *.bmp)")
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Open a picture", "", "Pictures (*.png *.jpg *.jpeg *.bmp *.gif *.ppm *.webp)")
         if path:
-            self.worker.submit("open", functools.partial(read_picture, path), self.canvas.replace,
-                               self.report)
+            self.worker.submit("open", lambda: digit_from_picture(read_picture(path)),
+                               self.take_picture, self.report)
+
+    def take_picture(self, found):
+        """Put the `mnist.datasets.drawing.Digit` of a picture on the canvas."""
+        self.canvas.replace(fit_picture(found.ink), found.image)
+        self.report(found.note)
 
     def save_drawing(self):
         path, _ = QFileDialog.getSaveFileName(self, "Save the drawing", "digit.png", "PNG (*.png)")
@@ -262,15 +267,23 @@ class DigitWindow(QMainWindow):
         self.sync_sample()
         job = functools.partial(self.look_at, QImage(self.canvas.picture), self.canvas.digit,
                                 self.label())
-        self.worker.submit("look", job, lambda seen: self.panel.show(*seen), self.failed.emit)
+        self.worker.submit("look", job, self.show_seen, self.failed.emit)
 
     def look_at(self, picture, digit, label):
-        """In the worker: (digit, label, what the network says)."""
+        """In the worker: (digit, label, what the network says, what the drawing's note is)."""
+        note = None
         if digit is None:
-            digit = digit_from_drawing(to_array(picture))
-        if digit is None or self.network is None:
-            return digit, label, None
-        return digit, label, self.network.look(digit)
+            found = digit_from_picture(to_array(picture))
+            digit = found.image
+            note = found.note if found.image is not None else ""
+        result = None if digit is None or self.network is None else self.network.look(digit)
+        return digit, label, result, note
+
+    def show_seen(self, seen):
+        digit, label, result, note = seen
+        self.panel.show(digit, label, result)
+        if note is not None and self.network is not None:
+            self.report(note)
 
     # The test set
 

@@ -26,6 +26,7 @@ import time
 from mnist.cli import (
     ABOVE_0,
     AT_LEAST_0,
+    BELOW_1,
     SHARE,
     add_flags,
     dashed,
@@ -47,7 +48,7 @@ TRIED = {
     "ablate": {},
     "tune": {"optimizer": ["sgd", "adamw"]},
 }
-# Of a recipe, what `ablate --option` leaves out, and its usual value.
+# Of a recipe, what `--option` tries without and with: (off, on).
 RECIPE_OPTIONS = {"augment": (0.0, 1.0), "label_smoothing": (0.0, Recipe().label_smoothing),
                   "weight_decay": (0.0, Recipe().weight_decay)}
 
@@ -113,12 +114,13 @@ def parse_arguments():
     parser.add_argument("--epochs", nargs="+", metavar="N", type=positive_int)
     parser.add_argument("--optimizer", nargs="+", choices=sorted(LEARNING_RATES))
     for name, kind in (("--lr", ABOVE_0), ("--weight-decay", AT_LEAST_0),
-                       ("--label-smoothing", SHARE), ("--augment", SHARE)):
+                       ("--label-smoothing", BELOW_1), ("--augment", SHARE)):
         parser.add_argument(name, nargs="+", metavar="X", type=kind)
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME",
                         choices=[dashed(name) for name in RECIPE_OPTIONS],
-                        help="what ablate leaves out, beside the variants of the network that "
-                             "there are (separable-bn …): augment, label-smoothing, weight-decay")
+                        help="what is tried without and with: augment, label-smoothing, "
+                             "weight-decay; ablate also tries the network's variants "
+                             "(separable-bn …)")
     parser.add_argument("--trials", type=positive_int, default=30, metavar="N",
                         help="of tune, in all (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
@@ -160,7 +162,9 @@ class Plan:
             if choices:
                 self.space[name] = choices
         if self.kind == "ablate":
-            self.add_what_is_left_out()
+            self.add_variants()
+        for option in arguments.option:
+            self.space[option.replace("-", "_")] = list(RECIPE_OPTIONS[option.replace("-", "_")])
         self.trials = arguments.trials if self.kind == "tune" else count_points(self.space)
         # What a training has that the study doesn't vary isn't said again in every row.
         self.varied = [name for name, choices in self.space.items() if len(choices) > 1]
@@ -178,18 +182,15 @@ class Plan:
             return sorted({rate for optimizer in optimizers for rate in tried["lr"][optimizer]})
         return tried.get(name)
 
-    def add_what_is_left_out(self):
-        """Put the network's variants and the recipe's options into the space."""
+    def add_variants(self):
+        """Put the network's variants into the space."""
         base = self.arguments.network
         variants = [name for name in NETWORKS if name == base or name.startswith(base + "-")]
-        options = [option.replace("-", "_") for option in self.arguments.option]
         if len(variants) > 1:
             self.space["network"] = variants
-        elif not options:
+        elif not self.arguments.option:
             raise UnavailableError(f"{self.name} has no variants to compare; --option takes "
                                    + ", ".join(map(dashed, RECIPE_OPTIONS)) + " for any network")
-        for option in options:
-            self.space[option] = list(RECIPE_OPTIONS[option])
 
     def description(self):
         """What makes the study what it is."""
@@ -310,16 +311,18 @@ def search(arguments):
     trainer = Trainer(plan)
     study = make_study(plan, arguments)
     if arguments.worker:
-        work(study, plan, trainer)
+        work(study, plan, trainer, {trial.number for trial in done(study)})
         return 0
     print(f"study {study.study_name} in {arguments.storage}: {plan.trials} trials, "
           f"{len(done(study))} done; {len(trainer.training[1])} digits to train on, {HELD_OUT} "
           "held out", flush=True)
     helpers = start_workers(arguments)
     status = 0
+    told = {trial.number for trial in done(study)}
     try:
-        work(study, plan, trainer, report)
+        work(study, plan, trainer, told)
         wait_for(helpers)
+        report_new(study, plan, told)
         choose(study, plan, trainer)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
@@ -330,22 +333,23 @@ def search(arguments):
     return status
 
 
-def work(study, plan, trainer, say=None):
-    """Try what is left to be tried; `say(plan, row, number)` is told of each that is done, also by
-    other workers."""
-    told = {trial.number for trial in done(study)}
-
-    def after_each(study, trial):
-        for trial in done(study):
-            if trial.number not in told:
-                told.add(trial.number)
-                if say:
-                    say(plan, row_of(trial), len(told))
+def work(study, plan, trainer, told):
+    """Try what is left to be tried. `told`: the numbers of the trials that were reported."""
+    def after_each(study, _):
+        report_new(study, plan, told)
         if len(told) >= plan.trials:
             study.stop()
 
-    if len(told) < plan.trials:
+    if len(done(study)) < plan.trials:
         study.optimize(trainer.objective, callbacks=[after_each])
+
+
+def report_new(study, plan, told):
+    """Print the trials that were done since, also by other workers, and add them to `told`."""
+    for trial in done(study):
+        if trial.number not in told:
+            told.add(trial.number)
+            report(plan, row_of(trial), len(told))
 
 
 def start_workers(arguments):

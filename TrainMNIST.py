@@ -23,6 +23,7 @@ import sys
 from mnist.cli import (
     ABOVE_0,
     AT_LEAST_0,
+    BELOW_1,
     SHARE,
     add_flags,
     keep_stdout_for_json,
@@ -119,7 +120,7 @@ def add_recipe(parser):
                         help="sgd is with Nesterov momentum (default: %(default)s)")
     parser.add_argument("--weight-decay", type=AT_LEAST_0, default=DEFAULTS.weight_decay,
                         metavar="X", help="default: %(default)s")
-    parser.add_argument("--label-smoothing", type=SHARE, default=DEFAULTS.label_smoothing,
+    parser.add_argument("--label-smoothing", type=BELOW_1, default=DEFAULTS.label_smoothing,
                         metavar="X", help="weight of the wrong classes in the loss "
                                           "(default: %(default)s)")
     parser.add_argument("--augment", type=SHARE, nargs="?", const=1.0, default=DEFAULTS.augment,

@@ -46,6 +46,8 @@ def run_program(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (MNISTError, ModuleNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and not error.strerror:
+            raise  # not one of the system's, which name a file or a device
         print("error: " + describe_error(error), file=sys.stderr)
         status = getattr(error, "exit_status", 2 if isinstance(error, ImportError) else 1)
     sys.exit(status)
@@ -96,6 +98,7 @@ def number_between(low, high, words):
 
 ABOVE_0 = number_between(sys.float_info.min, math.inf, "above 0")
 AT_LEAST_0 = number_between(0, math.inf, "at least 0")
+BELOW_1 = number_between(0, 1, "at least 0 and below 1")
 SHARE = number_between(0, 1 + sys.float_info.epsilon, "from 0 to 1")
 
 

@@ -1,6 +1,5 @@
 """An image set's facts, and what a network gets of its images."""
 
-
 import numpy as np
 
 # Mean and standard deviation of the grey levels of MNIST's training images, on a scale of 0 to 1.

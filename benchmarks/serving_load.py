@@ -1,0 +1,151 @@
+"""The load of serving.py: wrk with its scripts, clients that are slow, and the memory they cost."""
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+
+from mnist.errors import UnavailableError
+
+CONNECTIONS = 32
+DELAY = """
+math.randomseed(os.time())
+function delay() return math.random(0, %d) end
+"""
+
+
+def plain_script(digits):
+    return f'wrk.method = "POST"\nwrk.body = string.rep("\\7", {784 * digits})\n'
+
+
+def binary_script(digits):
+    head = json.dumps({"inputs": [{"name": "image", "shape": [digits, 28, 28], "datatype": "UINT8",
+                                   "parameters": {"binary_data_size": 784 * digits}}],
+                       "parameters": {"binary_data_output": True}})
+    return (f'wrk.method = "POST"\nwrk.headers["Inference-Header-Content-Length"] = "{len(head)}"\n'
+            f'wrk.body = [[{head}]] .. string.rep("\\7", {784 * digits})\n')
+
+
+def json_script(digits, datatype="UINT8"):
+    shape = [digits, 28, 28] if datatype == "UINT8" else [digits, 1, 28, 28]
+    body = json.dumps({"inputs": [{"name": "image", "shape": shape, "datatype": datatype,
+                                   "data": [7, 130] * (392 * digits)}]})
+    return ('wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
+            f"wrk.body = [==[{body}]==]\n")
+
+
+def wrk(url, script, folder, seconds, connections=CONNECTIONS):
+    """One run of wrk."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
+    if script:
+        path = os.path.join(folder, "load.lua")
+        with open(path, "w") as file:
+            file.write(script)
+        command += ["-s", path]
+    out = subprocess.check_output([*command, url], timeout=seconds + 60).decode()
+    return read_wrk(out)
+
+
+Result = collections.namedtuple("Result", "rate refused p50 p99")
+Result.__doc__ = """What wrk measured.
+
+rate      answers a second, refused ones too
+refused   of them, those that weren't 2xx or 3xx
+p50, p99  latency, ms
+"""
+
+
+def read_wrk(out):
+    """The `Result` that wrk printed."""
+    def found(pattern, default=None):
+        match = re.search(pattern, out)
+        if not match and default is None:
+            raise UnavailableError("wrk said something else:\n" + out)
+        return match.groups() if match else default
+
+    rate = float(found(r"Requests/sec:\s+([\d.]+)")[0])
+    requests, = found(r"(\d+) requests in")
+    refused, = found(r"Non-2xx or 3xx responses: (\d+)", ("0",))
+    p50, p99 = (in_ms(*found(rf"{share}%\s+([\d.]+)(us|ms|s|m)\b")) for share in (50, 99))
+    return Result(rate, rate * int(refused) / max(1, int(requests)), p50, p99)
+
+
+def in_ms(number, unit):
+    return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
+
+
+class Crowd:
+    connected = 0
+
+
+@contextlib.contextmanager
+def slow_clients(port, count):
+    """So many clients that send a byte of a request each second, and begin anew when refused."""
+    crowd, stopped = Crowd(), threading.Event()
+
+    async def client():
+        while not stopped.is_set():
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                crowd.connected += 1
+                try:
+                    for byte in b"POST /v2/models/net/infer HTTP/1.1\r\nHost: localhost\r\n":
+                        writer.write(bytes([byte]))
+                        await writer.drain()
+                        await asyncio.sleep(1)
+                        if stopped.is_set():
+                            break
+                finally:
+                    crowd.connected -= 1
+                    writer.close()
+            await asyncio.sleep(0.1)
+
+    async def run():
+        await asyncio.gather(*(client() for _ in range(count)))
+
+    thread = threading.Thread(target=lambda: asyncio.new_event_loop().run_until_complete(run()))
+    thread.start()
+    time.sleep(2)
+    try:
+        yield crowd
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def memory(pid):
+    """Resident memory of a process and its children, bytes."""
+    total = 0
+    for name in [str(pid), *children(pid)]:
+        with contextlib.suppress(OSError), open(f"/proc/{name}/statm") as file:
+            total += os.sysconf("SC_PAGE_SIZE") * int(file.read().split()[1])
+    return total
+
+
+def children(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+    return []
+
+
+@contextlib.contextmanager
+def peak_memory(pid):
+    """Give a list that grows by a process's memory ten times a second."""
+    samples, stopped = [memory(pid)], threading.Event()
+
+    def sample():
+        while not stopped.wait(0.1):
+            samples.append(memory(pid))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stopped.set()
+        thread.join()

@@ -53,11 +53,12 @@ NEWER = {
 }
 
 # What can't be looked up: in TensorRT 8.2 and pycuda 2021.1 (not for this Python on a desktop;
-# names from their references), in what a Nano doesn't have (onnx, ONNX Runtime, OpenVINO,
-# torchvision), and attributes that only instances have.
+# names from their references), in what comes on its own (Pillow, onnx, ONNX Runtime,
+# OpenVINO, torchvision, Optuna), and attributes that only instances have.
 ELSEWHERE = set("""
 .optimize .GridSampler .RetryFailedTrialCallback .RetryHeartbeatStaleTrialCallback .URL
-.render_as_string .epsilon
+.render_as_string .epsilon .create .exc .exif_transpose .draft .convert .thumbnail .getbands
+.fromarray .DecompressionBombError
 tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
 tensorrt.BuilderFlag.FP16 tensorrt.BuilderFlag.TF32 tensorrt.DataType.FLOAT tensorrt.ILogger
 tensorrt.ILogger.__init__ tensorrt.ILogger.Severity.ERROR tensorrt.ILogger.Severity.INTERNAL_ERROR
@@ -205,6 +206,7 @@ def standard_attributes():
                 modules.add(node.module)
     return attributes_of(importlib.import_module(name) for name in modules
                          if name.split(".")[0] not in LIBRARIES + OPTIONAL
+                         and name.split(".")[0] != "mnist"
                          and not os.path.exists(os.path.join(ROOT, name + ".py")))
 
 

@@ -128,6 +128,6 @@ def run_watched(source, names, notes):
 def watched(name, notes):
     """The project's module `name`, loaded anew and watched."""
     module = types.ModuleType(name)
-    with open(os.path.join(ROOT, name + ".py"), encoding="utf-8") as file:
+    with open(os.path.join(ROOT, *name.split(".")) + ".py", encoding="utf-8") as file:
         run_watched(file.read(), vars(module), notes)
     return module

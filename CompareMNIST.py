@@ -1,8 +1,10 @@
-"""Time every engine of this machine side by side, over the 10,000 test digits.
+"""Time every engine of this machine side by side, over the 10,000 test digits of MNIST, or the
+test images of another set.
 
 examples:
   python CompareMNIST.py                                  everything usable here, about a minute
   python CompareMNIST.py --network net small lenet5       what a smaller network buys
+  python CompareMNIST.py --data cifar10                   another image set, its own network
   python CompareMNIST.py --network mine.py:MyNet --weights MyNet.pth
   python CompareMNIST.py --plot compare.png --json compare.json
   python CompareMNIST.py --engine torch torch-compile onnxruntime --device cpu --threads 1
@@ -14,6 +16,7 @@ and go on until their times are steady or --seconds are up. An engine that can't
 and says why. One whose results are wrong is marked, and the exit status is 1.
 """
 
+import functools
 import os
 import sys
 import time
@@ -79,18 +82,20 @@ def compare_engines(arguments):
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
     from mnist.bench.tables import add_speed_ups, format_comparison, publish
     from mnist.engines.registry import reference_log_probs, set_threads
-    from MNISTdsource import load_digits
+    from MNISTdsource import calibration_images, load_images
 
     deadline = time.perf_counter() + arguments.seconds
     wanted = wanted_engines(arguments)
     networks = load_networks(arguments)
     threads = set_threads(arguments.threads)
-    images, targets, source = load_digits("test", arguments.data, arguments.data_dir,
-                                         arguments.limit)
-    references = {network: reference_log_probs(network.net, images) for network in networks}
+    image_set = the_image_set(networks)
+    data = load_images(image_set, "test", arguments.data, arguments.data_dir, arguments.limit)
+    images, targets = data.images, data.targets
+    references = {network: reference_log_probs(network, images) for network in networks}
 
     others = OtherPrograms()
-    options = {"tuning": not arguments.no_tuning, "data_dir": arguments.data_dir}
+    options = {"tuning": not arguments.no_tuning, "calibration": functools.partial(
+        calibration_images, image_set, arguments.data, arguments.data_dir)}
     entries = [(start(network, images, combination, batch_size, arguments.memory, options), network)
                for combination in wanted for network in networks
                for batch_size in arguments.batch_size]
@@ -102,7 +107,7 @@ def compare_engines(arguments):
             for entry, network in entries]
     close_all(stopwatches)
     add_speed_ups(rows)
-    settings = {"data": source, "threads": threads, "repeat": arguments.repeat,
+    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads, "repeat": arguments.repeat,
                 "seconds": arguments.seconds}
     record = make_record(settings, rows, used_by_others)
     try:
@@ -117,15 +122,28 @@ def compare_engines(arguments):
 def load_networks(arguments):
     """The networks asked for, each with its weights; what they are is said."""
     from mnist.models.weights import load_network
+    from MNISTdsource import find_image_set
     names = arguments.network or [None] * len(arguments.weights or [None])
     paths = arguments.weights or [None] * len(names)
-    networks = [load_network(path, name, arguments.trust_pickle)
+    image_set = arguments.data and find_image_set(arguments.data)
+    networks = [load_network(path, name, image_set, arguments.trust_pickle)
                 for name, path in zip(names, paths)]
     if len({network.name for network in networks}) < len(networks):  # tell them apart in the table
         networks = [network._replace(name=os.path.basename(network.stem)) for network in networks]
     for network in networks:
         print(f"weights: {network.origin}", file=sys.stderr, flush=True)
     return networks
+
+
+def the_image_set(networks):
+    """The image set that all the networks are of. Raises UnavailableError where they differ."""
+    first = networks[0].image_set
+    for network in networks:
+        if (network.image_set.shape, network.image_set.classes) != (first.shape, first.classes):
+            raise UnavailableError(f"{networks[0].name} is of {first.name}, {network.name} of "
+                                   f"{network.image_set.name}: they can't be compared on the same "
+                                   "images")
+    return first
 
 
 def wanted_engines(arguments):
@@ -165,8 +183,8 @@ def start(network, images, combination, batch_size, memory, options):
     if not reason:
         started = time.perf_counter()
         try:
-            engine = open_engine(name, network.net, device, precision, batch_size, network.stem,
-                                 **settings, **options)
+            engine = open_engine(name, network, device, precision, batch_size, **settings,
+                                 **options)
             seconds = time.perf_counter() - started
             print(f"{network.name}: {name} {device} {precision} batch {batch_size}: ready after "
                   f"{seconds:.1f} s ({engine.detail})", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Turn the trained network into TensorRT engines, and time them over the 10,000 test digits.
+"""Turn the trained network into TensorRT engines, and time them over the test images.
 
 examples:
   python InfMNISTcudaRT.py                          batch 1 and 64 in float32
@@ -13,6 +13,7 @@ TensorRT or the GPU have changed. docs/tensorrt.md explains every step.
 """
 
 import collections
+import functools
 import os
 import shlex
 import time
@@ -29,18 +30,21 @@ def main():
 
     from mnist.engines.trt import flavour, import_tensorrt
     from mnist.models.weights import load_network
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set, load_images
 
     deadline = time.perf_counter() + arguments.seconds
     print(flavour(import_tensorrt()), flush=True)
     if not arguments.build_only:
         check_gpu(arguments)
-    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    network = load_network(arguments.weights, arguments.network,
+                           arguments.data and find_image_set(arguments.data),
+                           arguments.trust_pickle)
     print(f"weights: {network.origin}", flush=True)
-    digits = load_digits("test", arguments.data, arguments.data_dir, arguments.limit)
+    data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
+                       arguments.limit)
     if arguments.build_only:
-        return build(arguments, network, digits[0])
-    return time_engines(arguments, network, digits, deadline)
+        return build(arguments, network, data.images)
+    return time_engines(arguments, network, data, deadline)
 
 
 def parse_arguments():
@@ -95,7 +99,7 @@ def build(arguments, network, images):
     from mnist.engines.trt_cache import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
     for precision, batches in collections.OrderedDict.fromkeys(wanted):
-        engine_file = EngineFile(network.net, precision, batches, network.stem)
+        engine_file = EngineFile(network, precision, batches, calibration(arguments, network))
         if not arguments.rebuild and engine_file.read():
             print(f"{engine_file.path} is up to date")
             continue
@@ -104,25 +108,32 @@ def build(arguments, network, images):
             raise MNISTError(f"{engine_file.path} could not be saved")
 
 
-def time_engines(arguments, network, digits, deadline):
+def calibration(arguments, network):
+    """What gives the images that int8 is calibrated on."""
+    from MNISTdsource import calibration_images
+    return functools.partial(calibration_images, network.image_set, arguments.data,
+                             arguments.data_dir)
+
+
+def time_engines(arguments, network, data, deadline):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
     from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
     from mnist.bench.tables import publish
     from mnist.engines.registry import reference_log_probs
 
-    images, targets, source = digits
-    reference = reference_log_probs(network.net, images)
+    images, targets = data.images, data.targets
+    reference = reference_log_probs(network, images)
     others = OtherPrograms()
     stopwatches = []
     for engine, path in open_engines(arguments, network, images):
         stopwatches.append(Stopwatch(engine, images, network=network.name, weights=network.origin,
                                      engine_file=os.path.basename(path)))
         print(f"{path}: {engine.detail}\n  for a second opinion: "
-              + trtexec_line(path, engine.batch_size), flush=True)
+              + trtexec_line(path, engine.batch_size, network.image_set.shape), flush=True)
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
     used_by_others = others.share()
-    settings = {"data": source, "dynamic": arguments.dynamic, "repeat": arguments.repeat,
+    settings = {"data": data.source, "data_sha256": data.digest, "dynamic": arguments.dynamic, "repeat": arguments.repeat,
                 "seconds": arguments.seconds}
     return publish(make_record(settings, rows, used_by_others), arguments.json,
                    interrupted=interrupted)
@@ -134,24 +145,25 @@ def open_engines(arguments, network, images):
     from mnist.engines.trt_cache import engine_from_file, engine_path
     if arguments.engine:
         for batch_size in arguments.batch_size or [None]:
-            yield engine_from_file(arguments.engine, arguments.precision[0], batch_size,
-                                   arguments.memory), arguments.engine
+            yield engine_from_file(arguments.engine, network.image_set, arguments.precision[0],
+                                   batch_size, arguments.memory), arguments.engine
         return
     built = set()
     for precision, batch_size, batches in wanted_engines(arguments):
         path = engine_path(network.stem, precision, batches)
         rebuild = arguments.rebuild and path not in built
         built.add(path)
-        yield open_engine("tensorrt", network.net, "cuda", precision, batch_size, network.stem,
-                          batches=batches, memory=arguments.memory, rebuild=rebuild,
-                          digits=images), path
+        yield open_engine("tensorrt", network, "cuda", precision, batch_size,
+                          calibration(arguments, network), batches=batches,
+                          memory=arguments.memory, rebuild=rebuild, images=images), path
 
 
-def trtexec_line(path, batch_size):
+def trtexec_line(path, batch_size, shape):
     """The command with which NVIDIA's own tool times the same engine."""
     from mnist.engines.trt import import_tensorrt
     tool = "trtexec" if import_tensorrt().__name__ == "tensorrt" else "tensorrt_rtx"
-    return f"{tool} --loadEngine={shlex.quote(path)} --shapes=image:{batch_size}x1x28x28"
+    shapes = "x".join(map(str, (batch_size,) + tuple(shape)))
+    return f"{tool} --loadEngine={shlex.quote(path)} --shapes=image:{shapes}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Time the trained network on the CPU or a CUDA GPU, over the 10,000 test digits.
+"""Time the trained network on the CPU or a CUDA GPU, over the 10,000 test digits of MNIST, or the
+test images of another set.
 
 examples:
   python InferenceMNIST.py                          batch 1 and 64, on CUDA where it works
   python InferenceMNIST.py --device cpu --threads 1
   python InferenceMNIST.py --batch-size 1 8 64 512 --repeat 5 --json record.json
-  python InferenceMNIST.py --mistakes mistakes.png  the confusion matrix and the misread digits
+  python InferenceMNIST.py --mistakes mistakes.png  the confusion matrix and the misread images
+  python InferenceMNIST.py --data gtsrb             traffic signs, with the network trained on them
 
 Every time stands beside the accuracy of the same results. For TensorRT see InfMNISTcudaRT.py, for
 every engine of this machine side by side CompareMNIST.py.
@@ -21,7 +23,7 @@ def main():
     add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
               "batch-size", "threads", "limit", "repeat", "seconds", "json")
     parser.add_argument("--mistakes", metavar="FILE",
-                        help="draw the confusion matrix and the misread digits, each with its "
+                        help="draw the confusion matrix and the misread images, each with its "
                              "number, class, prediction and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()
     keep_stdout_for_json(arguments.json)
@@ -34,40 +36,43 @@ def main():
     from mnist.bench.tables import publish
     from mnist.engines.registry import choose_device, open_engine, reference_log_probs, set_threads
     from mnist.models.weights import load_network
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set, load_images
 
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
-    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    network = load_network(arguments.weights, arguments.network,
+                           arguments.data and find_image_set(arguments.data),
+                           arguments.trust_pickle)
     print(f"weights: {network.origin}", flush=True)
-    images, targets, source = load_digits("test", arguments.data, arguments.data_dir,
-                                         arguments.limit)
-    reference = reference_log_probs(network.net, images)
+    data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
+                       arguments.limit)
+    images, targets = data.images, data.targets
+    reference = reference_log_probs(network, images)
     others = OtherPrograms()
-    stopwatches = [Stopwatch(open_engine("torch", network.net, device, batch_size=batch_size),
+    stopwatches = [Stopwatch(open_engine("torch", network, device, batch_size=batch_size),
                              images, network=network.name, weights=network.origin)
                    for batch_size in arguments.batch_size]
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
-    settings = {"data": source, "threads": threads, "repeat": arguments.repeat,
+    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads, "repeat": arguments.repeat,
                 "seconds": arguments.seconds}
     try:
         return publish(make_record(settings, rows, others.share()), arguments.json,
                        interrupted=interrupted)
     finally:
         if arguments.mistakes:
-            save_mistakes(arguments.mistakes, stopwatches[0], images, targets, network.origin)
+            save_mistakes(arguments.mistakes, stopwatches[0], images, targets, network)
 
 
-def save_mistakes(path, stopwatch, images, targets, weights):
+def save_mistakes(path, stopwatch, images, targets, network):
     """Draw what one engine misread, if it got through all the images."""
     import numpy as np
 
     from mnist.bench.plots import plot_mistakes
     log_probs = np.concatenate(stopwatch.log_probs) if stopwatch.log_probs else []
     if len(log_probs) == len(images):
-        plot_mistakes(path, images, targets, log_probs, weights)
+        plot_mistakes(path, images, targets, log_probs, network)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Train a network on MNIST and save its weights, with a record of the training beside them.
+"""Train a network on MNIST, on another image set or on your own pictures, and save its weights,
+with a record of the training beside them.
 
 examples:
   python TrainMNIST.py                                    5 epochs, about 99.4 %
   python TrainMNIST.py --epochs 60 --augment              slower, better, also for what you draw
-  python TrainMNIST.py --validate --lr 0.02               try a recipe without the test digits
+  python TrainMNIST.py --data cifar10 --epochs 30 --augment --lr 0.2
+  python TrainMNIST.py --data my_photos/ --image-size 64  a folder for each class
+  python TrainMNIST.py --validate --lr 0.02               try a recipe without the test images
   python TrainMNIST.py --network small --teacher weights/net.pth --augment
   python TrainMNIST.py --network mine.py:MyNet            your own network: writes MyNet.pth
   python TrainMNIST.py --epochs 60 --augment --resume     go on where that command was stopped
@@ -33,7 +36,7 @@ from mnist.cli import (
 )
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable, digest, save_json
-from mnist.training.recipe import HELD_OUT, LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe
+from mnist.training.recipe import LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe
 
 DEFAULTS = Recipe()
 
@@ -51,10 +54,11 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global check_plot, choose_device, count_macs, count_parameters, evaluate, find_network
-    global has_bfloat16, hold_out, load_digits, load_network, machine_record, new_network
-    global plot_training, read_pickle, save_weights, set_threads, to_tensors, torch, train
-    global trained_path, write_pickle, Run
+    global check_plot, choose_device, count_macs, count_parameters, default_network, evaluate
+    global find_image_set, find_network, has_bfloat16, hold_out, load_images, load_network
+    global machine_record, new_network, np, plot_training, read_pickle, save_weights, set_threads
+    global to_tensors, torch, train, trained_path, write_pickle, Run
+    import numpy as np
     import torch
 
     from mnist.bench.plots import check_plot, plot_training
@@ -62,6 +66,7 @@ def import_library():
     from mnist.machine import machine_record
     from mnist.models.registry import find_network
     from mnist.models.weights import (
+        default_network,
         load_network,
         read_pickle,
         save_weights,
@@ -77,13 +82,13 @@ def import_library():
         to_tensors,
         train,
     )
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set, load_images
     from MNISTmodel import count_macs, count_parameters
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "device", "threads", "plot")
+    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads", "plot")
     add_what_is_trained(parser)
     add_recipe(parser)
     add_flags_of_files(parser)
@@ -95,23 +100,22 @@ def parse_arguments():
 
 
 def add_what_is_trained(parser):
-    parser.add_argument("--network", default="net", metavar="NAME",
+    parser.set_defaults(data="mnist")
+    parser.add_argument("--network", metavar="NAME",
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
-                             "(default: %(default)s)")
+                             "(default: net, and for fashion-mnist, cifar10 and gtsrb the ones "
+                             "whose weights are shipped)")
     parser.add_argument("--teacher", metavar="WEIGHTS",
                         help="weights of a built-in network whose outputs are learned along with "
                              f"the targets (distillation): {TEACHER_SHARE:g} of the loss")
-    parser.add_argument("--data", choices=("mnist", "generated"), default="mnist",
-                        help="generated: digits drawn from fonts, where MNIST can't be had "
-                             "(default: %(default)s)")
 
 
 def add_recipe(parser):
     parser.add_argument("--epochs", type=positive_int, default=DEFAULTS.epochs, metavar="N",
-                        help="passes over the training digits (default: %(default)s)")
+                        help="passes over the training images (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=DEFAULTS.batch_size,
                         metavar="N",
-                        help="digits a step, over all processes (default: %(default)s)")
+                        help="images a step, over all processes (default: %(default)s)")
     parser.add_argument("--lr", type=ABOVE_0, metavar="X", help="peak learning rate "
                         "(default: {sgd} for sgd, {adamw} for adamw in batches of {batch}, at "
                         "other sizes as the root of the size)".format(
@@ -125,8 +129,10 @@ def add_recipe(parser):
                                           "(default: %(default)s)")
     parser.add_argument("--augment", type=SHARE, nargs="?", const=1.0, default=DEFAULTS.augment,
                         metavar="SHARE",
-                        help="turn, stretch, slant, move, thicken and thin the digits at random: "
-                             "all of them, or this share of each batch")
+                        help="change the images at random: digits are turned, stretched, slanted, "
+                             "moved, thickened and thinned; pictures flipped and moved; signs "
+                             "turned, stretched, moved and lit otherwise. All of them, or this "
+                             "share of each batch")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"),
                         default=DEFAULTS.precision,
                         help="of the training arithmetic; auto takes bf16 where the processor "
@@ -137,12 +143,12 @@ def add_recipe(parser):
 
 def add_flags_of_files(parser):
     parser.add_argument("--validate", action="store_true",
-                        help=f"hold out the last {HELD_OUT} training digits and show the accuracy "
-                             "on them; the test digits are read once, at the end")
-    parser.add_argument("--output", metavar="FILE",
+                        help="hold out a sixth of the training images and show the score on them; "
+                             "the test images are read once, at the end")
+    parser.add_argument("--output", type=os.path.expanduser, metavar="FILE",
                         help="weights to write (default: NetMNIST.pth beside the scripts, named "
-                             "after the network; with --validate NetMNIST-validate.pth)")
-    parser.add_argument("--json", metavar="FILE", help="where the record of the training goes, - "
+                             "after network and image set; with --validate NetMNIST-validate.pth)")
+    parser.add_argument("--json", type=os.path.expanduser, metavar="FILE", help="where the record of the training goes, - "
                         "for stdout (default: beside the weights, NetMNIST.json)")
     parser.add_argument("--resume", action="store_true",
                         help="go on after the last completed epoch of the same command")
@@ -167,19 +173,22 @@ def process_group(device):
 
 def train_network(arguments, device, rank, world):
     """The whole job: data, network, epochs, weights, record."""
-    name, make = find_network(arguments.network)
-    choose_files(arguments, name)
+    image_set = find_image_set(arguments.data, arguments.image_size, arguments.channels)
+    name, make = find_network(arguments.network or default_network(image_set))
+    choose_files(arguments, name, image_set)
     set_threads(arguments.threads)
     if arguments.batch_size < world:
         raise UnavailableError(f"--batch-size {arguments.batch_size} is too small for "
                                f"{world} processes")
     recipe = make_recipe(arguments, device)
-    net = new_network(name, make, recipe, device)
-    teacher = load_network(arguments.teacher) if arguments.teacher else None
-    training, watched = choose_digits(arguments, device)
-    run = Run(net, recipe, training, watched, teacher and teacher.net, rank, world)
+    net = new_network(name, make, image_set, recipe, device)
+    teacher = find_teacher(arguments.teacher, image_set)
+    data = load_images(image_set, "train", arguments.data, arguments.data_dir)
+    training, watched = choose_images(data, image_set, arguments, device)
+    run = Run(net, image_set, recipe, training, watched, teacher and teacher.net, rank, world)
     settings = dict(recipe._asdict(), precision="bf16" if run.bfloat16 else "fp32", network=name,
-                    teacher=arguments.teacher, data=arguments.data, validate=arguments.validate)
+                    teacher=arguments.teacher, data=data.source, data_sha256=data.digest,
+                    validate=arguments.validate)
     describe_run(run, settings, teacher)
     state_file = arguments.output + ".resume"
     if arguments.resume:
@@ -189,12 +198,24 @@ def train_network(arguments, device, rank, world):
              "(--resume would go on with it)")
     run_epochs(run, arguments, settings, state_file)
     if rank == 0:
-        finish(run, arguments, settings, state_file)
+        finish(run, arguments, settings, state_file, data)
+
+
+def find_teacher(weights, image_set):
+    """The `Network` that is learned from, or None. Raises UnavailableError where it doesn't fit."""
+    if not weights:
+        return None
+    teacher = load_network(weights, image_set=image_set)
+    if (teacher.image_set.shape, teacher.image_set.classes) != (image_set.shape, image_set.classes):
+        raise UnavailableError(f"--teacher {weights} is of {teacher.image_set.name}, not of "
+                               f"{image_set.name}")
+    return teacher
 
 
 def describe_run(run, settings, teacher):
     """Say what is trained, and how."""
-    print(f"training on {len(run.training[1])} digits: {settings['network']}, {run.device.type}, "
+    print(f"training on {len(run.training[1])} images of {settings['data']}: "
+          f"{settings['network']}, {run.device.type}, "
           f"{torch.get_num_threads()} threads"
           + (f" in each of {run.world} processes" if run.world > 1 else "")
           + f", {'bfloat16' if run.bfloat16 else 'float32'}, channels-last, "
@@ -206,7 +227,7 @@ def run_epochs(run, arguments, settings, state_file):
     """Make the epochs that are left; the state is saved after each."""
     try:
         for line in train(run):
-            report_epoch(line, arguments, len(run.watched[1]))
+            report_epoch(line, arguments, run)
             save_state(state_file, settings, run)
     except KeyboardInterrupt:
         if run.rank == 0 and os.path.exists(state_file):
@@ -215,24 +236,41 @@ def run_epochs(run, arguments, settings, state_file):
         raise
 
 
-def finish(run, arguments, settings, state_file):
+def finish(run, arguments, settings, state_file, data):
     """Write the weights and the record, and say what came out."""
+    check_converged(run, data)
     try:
-        save_weights(run.net, arguments.output)
+        save_weights(run.net, arguments.output, settings["network"], run.image_set)
     except MNISTError as error:
         raise MNISTError(f"{error}\nnothing is lost: the same command with --resume writes them "
                          f"from {state_file}") from error
-    result = report_result(arguments, run)
+    result = report_result(arguments, run, data)
     with contextlib.suppress(FileNotFoundError):
         os.remove(state_file)
     write_record(arguments, run, settings, result)
 
 
-def choose_files(arguments, name):
+def check_converged(run, data):
+    """Raise MNISTError where a classifier is no better than guessing, with a loss above it."""
+    last, image_set = run.history[-1], run.image_set
+    if image_set.task != "classification" or last["accuracy"] > 1.5 / image_set.outputs \
+            or last["loss"] <= math.log(image_set.outputs):
+        return
+    mean = data.images[:1000].mean() / 255
+    wrong_kind = abs(mean - np.mean(image_set.mean)) > 0.3
+    raise MNISTError(
+        f"the training diverged: loss {last['loss']:.4g} and accuracy {last['accuracy']:.2%}, where "
+        f"guessing has {math.log(image_set.outputs):.2f}; nothing was saved.\n"
+        + (f"The images' mean is {mean:.2f}, {image_set.name}'s {np.mean(image_set.mean):.2f}: are "
+           "they light on dark?" if wrong_kind else
+           f"A smaller --lr than {run.recipe.peak():g} may help"))
+
+
+def choose_files(arguments, name, image_set):
     """Set --output and --json where they weren't given, and find out before the training, not
     after it, that one of the files can't be written."""
     if arguments.output is None:
-        stem, extension = os.path.splitext(trained_path(name))
+        stem, extension = os.path.splitext(trained_path(name, image_set))
         arguments.output = stem + ("-validate" if arguments.validate else "") + extension
     if arguments.json is None:
         arguments.json = os.path.splitext(arguments.output)[0] + ".json"
@@ -250,54 +288,74 @@ def make_recipe(arguments, device):
     return recipe
 
 
-def choose_digits(arguments, device):
-    """(training digits, those to watch the accuracy on), as `to_tensors` gives them.
+def choose_images(data, image_set, arguments, device):
+    """(training images, those to watch the score on), as `to_tensors` gives them.
 
-    With --validate the latter are held-out training digits, else the test digits.
+    With --validate the latter are held-out training images, else the test images.
     """
-    training = digits_of("train", arguments, device)
     if arguments.validate:
-        return hold_out(training)
-    return training, digits_of("test", arguments, device)
+        return hold_out(data, device)
+    return to_tensors(data, device), test_images(image_set, arguments, device)
 
 
-def digits_of(split, arguments, device):
-    """A split's (images, targets) on the device."""
-    return to_tensors(load_digits(split, arguments.data, arguments.data_dir), device)
+def test_images(image_set, arguments, device):
+    """The test images, as `to_tensors` gives them."""
+    return to_tensors(load_images(image_set, "test", arguments.data, arguments.data_dir), device)
 
 
-def accuracy_text(right, total):
-    """ "9935/10000 (99.35 % ± 0.08)": with the standard error of a binomial proportion."""
-    share = right / total
-    error = math.sqrt(share * (1 - share) / total)
-    return f"{right}/{total} ({share * 100:.2f} % ± {error * 100:.2f})"
+def score_text(result, number):
+    """ "accuracy 9935/10000 (99.35 % ± 0.08)": with the standard error of a binomial proportion;
+    or "RMSE 0.0683"."""
+    if "rmse" in result:
+        return f"RMSE {result['rmse']:.4f}"
+    share = result["accuracy"]
+    error = math.sqrt(share * (1 - share) / number)
+    return f"accuracy {result['right']}/{number} ({share * 100:.2f} % ± {error * 100:.2f})"
 
 
-def report_epoch(line, arguments, total):
+def report_epoch(line, arguments, run):
     """Print the line of an epoch, a dict of `train`'s history. Raises MNISTError where the
     training has diverged: its weights are worth nothing."""
-    digits = "held-out" if arguments.validate else "test"
+    images = "held-out" if arguments.validate else "test"
     print(f"epoch {line['epoch']}/{arguments.epochs}  {line['seconds']:6.2f} s  "
-          f"training loss {line['train_loss']:.4f}  {digits} loss {line['loss']:.4f}  accuracy "
-          f"{accuracy_text(line['right'], total)}", flush=True)
+          f"training loss {line['train_loss']:.4f}  {images} loss {line['loss']:.4f}  "
+          + score_text(line, len(run.watched[1])), flush=True)
     if not math.isfinite(line["train_loss"] + line["loss"]):
         raise MNISTError(f"the training diverged in epoch {line['epoch']}; nothing was saved.\n"
                          f"A smaller --lr than {arguments.lr} may help")
 
 
-def report_result(arguments, run):
+def report_result(arguments, run, data):
     """Print the closing lines; gives the result as a dict for the record."""
     if arguments.validate:
-        test = digits_of("test", arguments, run.device)
-        loss, right = evaluate(run.net, test)
-    else:  # the last epoch's line was of the test digits already
-        test, loss, right = run.watched, run.history[-1]["loss"], run.history[-1]["right"]
-    total = len(test[1])
+        test = test_images(run.image_set, arguments, run.device)
+        result = evaluate(run.net, run.image_set, test)
+    else:  # the last epoch's line was of the test images already
+        test, result = run.watched, run.history[-1]
+    number = len(test[1])
     seconds = sum(line["seconds"] for line in run.history)
-    on = "generated digits, not MNIST" if arguments.data == "generated" else "the test digits"
-    print(f"saved {arguments.output}\n{seconds:.1f} s for {arguments.epochs} epochs, average loss "
-          f"{loss:.4f}, accuracy {right}/{total} ({right / total * 100:.2f} %) on {on}")
-    return {"seconds": seconds, "loss": loss, "accuracy": right / total}
+    on = "generated digits, not MNIST" if arguments.data == "generated" else \
+        f"the test images of {run.image_set.name}"
+    print(f"saved {arguments.output}\n{seconds:.1f} s for {arguments.epochs} epochs, loss "
+          f"{result['loss']:.4f}, {score_text(result, number)} on {on}")
+    kept = {key: result[key] for key in ("loss", "accuracy", "rmse") if key in result}
+    return dict(kept, seconds=seconds, **without_copies(run, data, test))
+
+
+def without_copies(run, data, test):
+    """Where some of the test images are also among the training images: say so, and how good the
+    network is on the others, as a dict for the record."""
+    known = {image.tobytes() for image in data.images}
+    images = test[0].cpu().numpy()
+    new = torch.tensor([image.tobytes() not in known for image in images], device=run.device)
+    if new.all() or not new.any():
+        return {}
+    result = evaluate(run.net, run.image_set, [tensor[new] for tensor in test])
+    copies = int((~new).sum())
+    print(f"{copies} of the test images {'is' if copies == 1 else 'are'} also among the training "
+          f"images; {score_text(result, int(new.sum()))} on the others")
+    return {"copies": copies,
+            "without_copies": result[run.image_set.metric]}
 
 
 def save_state(path, settings, run):
@@ -338,11 +396,12 @@ def write_record(arguments, run, settings, result):
     """Write --json and --plot."""
     net = run.net.cpu()
     record = {
-        "schema": 1, "machine": machine_record(), "settings": settings,
+        "schema": 1, "machine": machine_record(), "image_set": run.image_set._asdict(),
+        "settings": settings,
         "teacher_sha256": arguments.teacher and file_digest(arguments.teacher),
         "weights": {"file": os.path.basename(arguments.output),
                     "sha256": file_digest(arguments.output),
-                    "parameters": count_parameters(net), "macs": count_macs(net)},
+                    "parameters": count_parameters(net), "macs": count_macs(net, run.image_set.shape)},
         "epochs": run.history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:

@@ -16,6 +16,10 @@ class UnavailableError(MNISTError):
     exit_status = 2
 
 
+class DataError(UnavailableError):
+    """An image set is not where it was said to be, or can't be had at all."""
+
+
 def warn(text):
     """Print one warning line on stderr."""
     print("warning: " + text, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from mnist.cli import show_progress
-from mnist.engines.precision import judge_log_probs
+from mnist.engines.precision import judge_log_probs, judge_values
 from mnist.errors import describe_error
 from mnist.machine import machine_record
 
@@ -165,7 +165,8 @@ class Stopwatch:
     def row(self, targets, reference, repeat=None):
         """The engine's row of the record.
 
-        targets (N,), reference float32 (N, 10), see `engines.registry.reference_log_probs`.
+        targets (N,) or (N, K), reference float32 (N, K), see
+        `engines.registry.reference_log_probs`.
         `repeat`: so many passes were asked for, and all of them are reported.
         """
         engine = self.engine
@@ -176,7 +177,8 @@ class Stopwatch:
             row["reason"] = self.failure or "interrupted before its first pass was whole"
             row["status"] = "failed" if self.failure else "skipped"
             return row
-        row.update(judge(self.log_probs, targets, reference, engine.precision))
+        row.update(judge(self.log_probs, targets, reference, engine.precision,
+                         engine.image_set))
         if self.failure:
             row.update(status="failed", reason=f"{self.failure} (after {len(self.turns)} turns)")
         turns = self.turns[:len(self.turns) // TURNS * TURNS] if repeat else self.reported()
@@ -275,20 +277,19 @@ def unsteadiness(turns, clock):
     return max(medians) / min(medians) if len(medians) > 1 and min(medians) > 0 else None
 
 
-def judge(log_probs, targets, reference, precision):
-    """Accuracy (a fraction), loss and largest difference from the reference, with the verdict."""
-    log_probs = np.concatenate(log_probs)
-    difference, reason = judge_log_probs(log_probs, reference, precision)
-    loss = float(-log_probs[np.arange(len(targets)), targets].mean())
-    predictions = log_probs.argmax(1)
-    return {
-        "accuracy": float((predictions == targets).mean()),
-        "loss": loss if np.isfinite(loss) else None,
-        "max_difference": difference,
-        "changed_answers": int((predictions != reference.argmax(1)).sum()),
-        "status": "failed" if reason else "ok",
-        "reason": reason,
-    }
+def judge(outputs, targets, reference, precision, image_set):
+    """Score, loss and largest difference from the reference, with the verdict."""
+    outputs = np.concatenate(outputs)
+    row = {image_set.metric: image_set.score(outputs, targets)}
+    if image_set.task == "regression":
+        difference, reason = judge_values(outputs, reference, precision)
+        loss = row["rmse"] ** 2
+    else:
+        difference, reason = judge_log_probs(outputs, reference, precision)
+        loss = float(-outputs[np.arange(len(targets)), targets].mean())
+        row["changed_answers"] = int((outputs.argmax(1) != reference.argmax(1)).sum())
+    return dict(row, loss=loss if np.isfinite(loss) else None, max_difference=difference,
+                status="failed" if reason else "ok", reason=reason)
 
 
 def empty_row(engine, device, precision, batch_size, images, status="skipped", reason=None,

@@ -41,6 +41,7 @@ COLUMNS = (
     ("first", "ms", lambda row: milliseconds(row["end_to_end"]["first_call_ms"])),
     ("compute", "ms", lambda row: milliseconds(row["compute"]["median_ms"])),
     ("correct", "%", lambda row: f"{row['accuracy']:.2%}"[:-1]),
+    ("RMSE", "", lambda row: f"{row['rmse']:.4f}"),
     ("loss", "", lambda row: "-" if row["loss"] is None else f"{row['loss']:.4f}"),
     ("max", "diff", lambda row: "nan" if row["max_difference"] is None
      else f"{row['max_difference']:.0e}"),
@@ -65,9 +66,10 @@ def row_name(row, with_network):
 
 def columns_for(rows, left_out=()):
     """The columns of a table with these rows: the network's where there are several."""
-    several = len(networks_of(rows)) > 1
-    return [column for column in COLUMNS
-            if column[0] not in left_out and (several or column[0] != "network")]
+    left_out += ("correct",) if any("rmse" in row for row in rows) else ("RMSE",)
+    if len(networks_of(rows)) == 1:
+        left_out += ("network",)
+    return [column for column in COLUMNS if column[0] not in left_out]
 
 
 def names_in(columns):
@@ -169,8 +171,9 @@ def describe_settings(record):
     """What was timed: networks with their weights, the digits, how often."""
     weights = collections.OrderedDict((row["network"], row["weights"]) for row in record["rows"])
     networks = ", ".join(f"{name} from {origin}" for name, origin in weights.items())
-    data = {"MNIST": "test digits of MNIST"}.get(record["settings"]["data"],
-                                                 "GENERATED digits, not MNIST")
+    data = record["settings"]["data"]
+    data = ("GENERATED digits, not MNIST" if data == "generated" else
+            f"test {'digits' if data == 'MNIST' else 'images'} of {data}")
     passes = [row["passes"] for row in record["rows"] if row["end_to_end"]]
     made = f"; passes made: {min(passes):.3g} to {max(passes):.3g}" if passes else ""
     return textwrap.fill(f"{networks} on {record['rows'][0]['images']:,} {data}{made}",

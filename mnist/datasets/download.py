@@ -1,4 +1,4 @@
-"""MNIST's files, fetched from the first mirror that has them, and verified."""
+"""Image sets fetched: MNIST's files from the first mirror that has them, others by torchvision."""
 
 import gzip
 import http.client
@@ -11,7 +11,7 @@ import zlib
 
 from mnist.cli import show_progress
 from mnist.datasets.idx import read_at_most
-from mnist.errors import MNISTError, UnavailableError
+from mnist.errors import DataError, MNISTError
 from mnist.files import digest, write_atomically
 
 # Where MNIST is downloaded from, gzipped, tried in this order.
@@ -35,11 +35,31 @@ MAX_DOWNLOAD = 16 << 20  # bytes; the largest of the files has 9.9 million
 MAX_FILE = 48 << 20  # bytes; decompressed, it has 47 million
 
 
-class DataError(UnavailableError):
-    """MNIST is not where it was said to be, or can't be had at all."""
+# --- By torchvision -------------------------------------------------------------------------------
 
 
-# --- Download -------------------------------------------------------------------------------------
+def fetch_by_torchvision(image_set, dataset, folder, split, **settings):
+    """Have torchvision's `dataset` (its name there) of an image set downloaded into `folder`.
+
+    It holds each file against its MD5. Raises DataError, saying how to get it by hand.
+    """
+    by_hand = (f"By hand: put its files into {folder}, or into any folder that you name with "
+               "--data-dir; data/README.md says which, and where they are.")
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(f"{folder} doesn't hold {image_set}, and downloading it needs torchvision\n"
+                        + by_hand) from error
+    print(f"downloading {image_set} into {folder}", file=sys.stderr, flush=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        getattr(datasets, dataset)(folder, download=True, **settings)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise DataError(f"{folder} doesn't hold {image_set}, and it couldn't be downloaded: "
+                        + str(error).split("\n")[0] + "\n" + by_hand) from error
+
+
+# --- MNIST ----------------------------------------------------------------------------------------
 
 
 def fetch(name, folder):

@@ -23,7 +23,8 @@ BLOCK = 500  # digits drawn at once
 
 
 def generated_digits(n, seed):
-    """Draw digits after fonts, as if by hand: images uint8 (n, 28, 28), targets uint8 (n,).
+    """Draw digits after fonts, as if by hand: images uint8 (n, 1, 28, 28), targets int64
+    (n,).
 
     The same seed gives the same digits (where matplotlib's version is the same), and fewer of them
     are the first of more. Every ten digits hold each label once, in random order.
@@ -32,13 +33,13 @@ def generated_digits(n, seed):
     """
     fields, radii = font_digits()
     random = np.random.RandomState(seed)
-    images = np.empty((n, 28, 28), np.uint8)
-    targets = np.empty(n, np.uint8)
+    images = np.empty((n, 1, 28, 28), np.uint8)
+    targets = np.empty(n, np.int64)
     for start in range(0, n, BLOCK):
         block_targets = np.concatenate([random.permutation(10) for _ in range(BLOCK // 10)])
         drawings = draw_digits(block_targets, fields, radii, random)
         for i in range(start, min(start + BLOCK, n)):
-            images[i] = digit_from_drawing(drawings[i - start])
+            images[i, 0] = digit_from_drawing(drawings[i - start])
             targets[i] = block_targets[i - start]
     return images, targets
 

@@ -8,17 +8,17 @@ from mnist.errors import UnavailableError
 
 
 class FixedBuffers:
-    """An engine that reads grey levels from one buffer and writes log-probabilities to another.
+    """An engine that reads pixels from one buffer and writes the network's outputs to another.
 
-    pixels     float32 (batch_size, 1, 28, 28), a host array, which it reads
-    log_probs  float32 (batch_size, 10), a host array, which it writes
+    pixels     float32 (batch_size, C, H, W), 0…255, a host array, which it reads
+    log_probs  float32 (batch_size, K), a host array, which it writes; values for regression
 
     A shorter batch leaves the rest of `pixels` as it was; what comes of the rest is never given
     out.
     """
 
     def __call__(self, images):
-        """Log-probabilities float32 (B, 10) of images uint8 (B, 28, 28), 1 <= B <= batch_size.
+        """Outputs float32 (B, K) of images uint8 (B, C, H, W), 1 <= B <= batch_size.
 
         The result is a view of a buffer that the next call overwrites.
         """
@@ -27,7 +27,7 @@ class FixedBuffers:
 
     def prepare(self, images):
         """Put images where the engine reads them until the next `prepare` or call."""
-        self.pixels[:len(images), 0] = images
+        self.pixels[:len(images)] = images
 
     def outputs(self):
         """All of `log_probs`, once the engine has written it."""
@@ -46,11 +46,11 @@ class CudaBuffers(FixedBuffers):
     memory and CUDA can, and replayed: one launch per call instead of a dozen.
     """
 
-    def __init__(self, memory, batch_size):
+    def __init__(self, memory, batch_size, image_set):
         """`memory`: an instance of one of `mnist.engines.cuda.MEMORIES`."""
         self.memory, self.batch_size = memory, batch_size
-        self.pixels = memory.host((batch_size, 1, 28, 28))
-        self.log_probs = memory.host((batch_size, 10))
+        self.pixels = memory.host((batch_size,) + image_set.shape)
+        self.log_probs = memory.host((batch_size, image_set.outputs))
         self.device_pixels = memory.device(self.pixels.shape)
         self.device_log_probs = memory.device(self.log_probs.shape)
         self.run_all, self.run_alone = self.start_first, self.start_alone

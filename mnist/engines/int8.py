@@ -1,9 +1,9 @@
-"""int8: a network's ONNX graph quantised after training, made once and kept beside its weights.
+"""int8: an ONNX graph quantised after training, made once and kept beside its weights.
 
-    graph = network_graph(net, "int8", stem)      an ONNX file's bytes
+    graph = network_graph(network, "int8", calibration)      an ONNX file's bytes
 
 Static, symmetric, one scale a tensor, biases in float32; where the values of each layer reach is
-found on a thousand training digits (the calibration). ONNX Runtime, OpenVINO and TensorRT-RTX run
+found on a thousand training images (the calibration). ONNX Runtime, OpenVINO and TensorRT-RTX run
 the very same file; docs/compression.md tells what else was tried. Uses onnx and onnxruntime.
 """
 
@@ -17,11 +17,10 @@ import numpy as np
 
 from mnist.errors import MNISTError, UnavailableError, package_missing, warn
 from mnist.files import ROOT, digest, save_json, write_atomically
-from MNISTdsource import load_digits
 
 # How it is made. What differs from it, or from the network, is made anew.
 RECIPE = {"method": "static, symmetric int8 per tensor, float32 bias", "calibration": "MinMax",
-          "training_digits": 1000, "format": 1}
+          "format": 1}
 
 
 def quantize_missing():
@@ -31,36 +30,56 @@ def quantize_missing():
                 and "this onnxruntime comes without onnxruntime.quantization"))
 
 
-def network_graph(net, precision, stem=None, data_dir=None):
+def network_graph(network, precision, calibration=None):
     """The ONNX file's bytes of a network in any precision: see `onnx_bytes` and `int8_graph`."""
     from mnist.engines.onnx_export import onnx_bytes
-    return int8_graph(net, stem, data_dir) if precision == "int8" else onnx_bytes(net, precision)
+    if precision == "int8":
+        return int8_graph(network, calibration)
+    return onnx_bytes(network, precision)
 
 
-def int8_graph(net, stem=None, data_dir=None):
-    """The ONNX file's bytes of `net` in int8, calibrated on MNIST's training digits.
+def int8_graph(network, calibration=None):
+    """The ONNX file's bytes of a `Network` in int8, calibrated on training images.
 
-    It is kept as `stem`-int8.onnx with its record `stem`-int8.onnx.json, taken from there while the
-    network and RECIPE are those recorded, and made anew otherwise; `stem` None keeps nothing.
-    `data_dir`: where MNIST is, as for `load_digits`. Raises UnavailableError where there are no
-    training digits.
+    calibration: function that gives the images, uint8 (N, C, H, W), see
+        `MNISTdsource.calibration_images`; None where there are none.
+
+    It is kept beside the weights, as `stem`-int8.onnx with its record `stem`-int8.onnx.json, and
+    taken from there while the network, RECIPE and the images are those recorded; where the images
+    can't be had, what is kept is taken as it is. Raises UnavailableError where nothing is kept
+    then.
     """
     from mnist.models.weights import weights_digest
-    graph = network_graph(net, "fp32")
-    wanted = dict(RECIPE, weights_sha256=weights_digest(net), graph_sha256=digest(graph))
-    kept = read_kept(stem and stem + "-int8.onnx", wanted)
+    graph = network_graph(network, "fp32")
+    wanted = dict(RECIPE, weights_sha256=weights_digest(network.net), graph_sha256=digest(graph))
+    images, problem = None, "int8 is calibrated on training images, and none are given"
+    if calibration:
+        try:
+            images = calibration()
+            wanted.update(calibration_images=len(images), calibration_sha256=digest(images))
+        except UnavailableError as error:
+            problem = ("int8 is calibrated on training images, and there are none: "
+                       + str(error).split("\n")[0])
+    path = network.stem and network.stem + "-int8.onnx"
+    kept = read_kept(path, wanted)
     if kept:
         return kept
-    quantised = quantise(graph, calibration_digits(data_dir))
-    if stem:
-        try:
-            with write_atomically(stem + "-int8.onnx") as file:
-                file.write(quantised)
-            save_json(stem + "-int8.onnx.json",
-                      dict(wanted, sha256=digest(quantised)))
-        except MNISTError as error:
-            warn(f"{error}; the int8 graph is made anew next time")
+    if images is None:
+        raise UnavailableError(problem)
+    quantised = quantise(graph, images, network.image_set)
+    if path:
+        keep(path, quantised, wanted)
     return quantised
+
+
+def keep(path, quantised, wanted):
+    """Write a graph and its record; a folder that can't be written to is a warning."""
+    try:
+        with write_atomically(path) as file:
+            file.write(quantised)
+        save_json(path + ".json", dict(wanted, sha256=digest(quantised)))
+    except MNISTError as error:
+        warn(f"{error}; the int8 graph is made anew next time")
 
 
 def read_kept(path, wanted):
@@ -82,21 +101,8 @@ def read_kept(path, wanted):
     return None
 
 
-def calibration_digits(data_dir=None):
-    """The training digits that int8 is calibrated on, uint8 (N, 28, 28), the same every time.
-
-    Raises UnavailableError where there are none.
-    """
-    try:
-        images, _, _ = load_digits("train", "mnist", data_dir)
-    except MNISTError as error:
-        raise UnavailableError("int8 is calibrated on training digits, and there are none: "
-                               + str(error).split("\n")[0]) from error
-    return images[np.random.RandomState(0).permutation(len(images))[:RECIPE["training_digits"]]]
-
-
-def quantise(graph, digits):
-    """An ONNX file's bytes, turned to int8 with the ranges that its values have on `digits`."""
+def quantise(graph, images, image_set):
+    """An ONNX file's bytes, turned to int8 with the ranges that its values have on `images`."""
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -106,28 +112,40 @@ def quantise(graph, digits):
         quantize_static,
     )
 
-    class Digits(CalibrationDataReader):
-        """The digits in batches, grey levels as the graph takes them."""
+    class Batches(CalibrationDataReader):
+        """The images in batches, as the graph takes them."""
 
         def __init__(self):
-            self.batches = iter([digits[start:start + 100] for start in range(0, len(digits), 100)])
+            self.batches = iter([images[start:start + 100] for start in range(0, len(images), 100)])
 
         def get_next(self):
             batch = next(self.batches, None)
-            return None if batch is None else {"image": batch[:, None].astype(np.float32)}
+            return None if batch is None else {"image": batch.astype(np.float32)}
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]
         with open(paths[0], "wb") as file:
             file.write(graph)
         with quiet_logging():  # it advises a preparation that this graph doesn't need
-            quantize_static(paths[0], paths[1], Digits(), quant_format=QuantFormat.QDQ,
+            quantize_static(paths[0], paths[1], Batches(), quant_format=QuantFormat.QDQ,
                             per_channel=False, activation_type=QuantType.QInt8,
                             weight_type=QuantType.QInt8,
                             calibrate_method=getattr(CalibrationMethod, RECIPE["calibration"]),
                             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True,
                                            "QuantizeBias": False})
-        return shortened(onnx.load(paths[1])).SerializeToString()
+        return tidied(onnx.load(paths[1]), image_set).SerializeToString()
+
+
+def tidied(model, image_set):
+    """The onnx.ModelProto itself without imported operator sets that no node uses, which older
+    runtimes refuse, without notes of shapes, and with its image set in its metadata."""
+    import onnx
+    used = {node.domain for node in model.graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+        model.opset_import.remove(opset)
+    del model.graph.value_info[:], model.graph.metadata_props[:]
+    onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
+    return model
 
 
 @contextlib.contextmanager
@@ -139,44 +157,6 @@ def quiet_logging():
         yield
     finally:
         logging.getLogger().setLevel(level)
-
-
-def shortened(model):
-    """The onnx.ModelProto itself, answering the same with fewer bytes and asking for less.
-
-    Names, a third of a small network's file, become short, equal tensors one, notes of shapes are
-    dropped, and so are imported operator sets that no node uses: older runtimes refuse those.
-    """
-    graph = model.graph
-    del graph.value_info[:], model.metadata_props[:]
-    used = {node.domain for node in graph.node}
-    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
-        model.opset_import.remove(opset)
-    fixed = {"": "", graph.input[0].name: "image", graph.output[0].name: "log_probs"}
-    names, contents = dict(fixed), {}
-
-    def short(name):
-        return names.setdefault(name, to_letters(len(names) - len(fixed)))
-
-    for tensor in list(graph.initializer):
-        name, tensor.name = tensor.name, ""
-        content = tensor.SerializeToString()
-        if content in contents:
-            names[name] = contents[content]
-            graph.initializer.remove(tensor)
-        else:
-            tensor.name = contents[content] = short(name)
-    for node in graph.node:
-        node.name = node.doc_string = ""
-        node.input[:] = [short(name) for name in node.input]
-        node.output[:] = [short(name) for name in node.output]
-    return model
-
-
-def to_letters(number):
-    """0, 1, 2… as a, b, … z, ba, bb…"""
-    rest, digit = divmod(number, 26)
-    return (to_letters(rest) if rest else "") + "abcdefghijklmnopqrstuvwxyz"[digit]
 
 
 def weights_in_float(graph):

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, checked: raw grey levels in, log-probabilities out.
+"""A network as an ONNX graph, checked: raw pixels in, log-probabilities or values out.
 
 Uses onnx and onnxruntime for the checks, as far as they are installed.
 """
@@ -10,7 +10,6 @@ import warnings
 import numpy as np
 import torch
 
-from mnist.datasets.image_set import normalise
 from mnist.engines.precision import TOLERANCE
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
@@ -19,37 +18,39 @@ from mnist.models.fold import fold, rounded
 OPSET = 13  # the newest that TensorRT 8.0 reads
 
 
-def export_onnx(net, path, precision="fp32", digits=None):
-    """Write `net` to `path` as one self-contained ONNX file that takes raw grey levels.
+def export_onnx(network, path, precision="fp32", images=None):
+    """Write a `Network` to `path` as one self-contained ONNX file that takes raw pixels.
 
-    Input `image`: float32 (batch, 1, 28, 28), grey levels 0…255; the normalisation is part of the
-    graph, folded into the first layer where that is exact. Output `log_probs`: float32 (batch, 10).
-    "fp16" keeps both in float32 and holds float16 weights and arithmetic between them, for
+    Input `image`: float32 (batch, C, H, W), 0…255; the normalisation is part of the graph, folded
+    into the first layer where that is exact. Output `log_probs`, or `values` for regression: float32
+    (batch, K). The image set is in its `metadata_props`. "fp16" keeps both in float32 and holds float16 weights and arithmetic between them, for
     TensorRTs that take the precision from the graph alone (11 and newer, TensorRT-RTX).
 
     The graph is checked before the file appears (see `check_onnx`); returns how, as text.
     """
-    graph = onnx_bytes(net, precision)
-    checked = check_onnx(graph, net, precision, digits)
+    graph = onnx_bytes(network, precision)
+    checked = check_onnx(graph, network, precision, images)
     with write_atomically(path) as file:
         file.write(graph)
     return checked
 
 
-def onnx_bytes(net, precision="fp32"):
+def onnx_bytes(network, precision="fp32"):
     """The ONNX file that `export_onnx` writes, unchecked.
 
     Raises UnavailableError where this torch can't export it.
     """
-    net = rounded(fold(net), precision)
-    image = torch.zeros(1, 1, 28, 28)
+    image_set = network.image_set
+    net = rounded(fold(network.net, image_set), precision)
+    image = torch.zeros((1,) + image_set.shape)
     if precision == "fp16":
         # The exporter runs the network once, and older torches compute float16 on CUDA only.
         if torch.cuda.is_available():
             net, image = net.cuda(), image.cuda()
     batch_axis = {0: "batch"}
-    arguments = dict(input_names=["image"], output_names=["log_probs"], opset_version=OPSET,
-                     dynamic_axes={"image": batch_axis, "log_probs": batch_axis})
+    output = image_set.output_name
+    arguments = dict(input_names=["image"], output_names=[output], opset_version=OPSET,
+                     dynamic_axes={"image": batch_axis, output: batch_axis})
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         arguments["dynamo"] = False  # the newer exporter can't write opset 13
     file = io.BytesIO()
@@ -71,11 +72,11 @@ def onnx_bytes(net, precision="fp32"):
     return file.getvalue()
 
 
-def check_onnx(graph, net, precision, digits=None):
+def check_onnx(graph, network, precision, images=None):
     """Check an ONNX file's bytes, as far as the installed packages can; returns how, as text.
 
-    It was made from the other arguments. `digits`: uint8 (N, 28, 28) to compare it with torch on,
-    in batches of 1, 64 and 16; None: random grey levels. Raises MNISTError where the ONNX checker
+    It was made from the other arguments. `images`: uint8 (N, C, H, W) to compare it with torch
+    on, in batches of 1, 64 and 16; None: random pixels. Raises MNISTError where the ONNX checker
     refuses the graph, or ONNX Runtime's results lie further than TOLERANCE from torch's. It doesn't
     compute in bf16, and the predictions of int8 are for the engine's row to judge.
     """
@@ -98,7 +99,7 @@ def check_onnx(graph, net, precision, digits=None):
         onnxruntime = None
     if onnxruntime and precision in ("fp32", "fp16"):
         tolerance = TOLERANCE[precision]
-        difference = onnxruntime_difference(onnxruntime, graph, net, digits)
+        difference = onnxruntime_difference(onnxruntime, graph, network, images)
         if not difference <= tolerance:  # a NaN is a failure too
             raise MNISTError("the exported ONNX graph gives other log-probabilities than torch: by "
                              f"{difference:.2g}, tolerated is {tolerance:g}")
@@ -107,16 +108,18 @@ def check_onnx(graph, net, precision, digits=None):
     return " and ".join(checks) or "not checked: neither onnx nor onnxruntime is installed"
 
 
-def onnxruntime_difference(onnxruntime, graph, net, digits):
-    """The largest difference of ONNX Runtime's log-probabilities from torch's, nothing folded."""
-    if digits is None:
-        digits = np.random.RandomState(0).randint(0, 256, (81, 28, 28), np.uint8)
-    digits = np.resize(digits, (81, 28, 28))  # repeats them where there are fewer
+def onnxruntime_difference(onnxruntime, graph, network, images):
+    """The largest difference of ONNX Runtime's outputs from torch's, nothing folded."""
+    image_set = network.image_set
+    shape = (81,) + image_set.shape
+    if images is None:
+        images = np.random.RandomState(0).randint(0, 256, shape, np.uint8)
+    images = np.resize(images, shape)  # repeats them where there are fewer
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
-    for batch in (digits[:1], digits[1:65], digits[65:81]):
+    for batch in (images[:1], images[1:65], images[65:81]):
         with torch.no_grad():
-            expected = net(torch.from_numpy(normalise(batch))).numpy()
-        log_probs, = session.run(["log_probs"], {"image": batch[:, None].astype(np.float32)})
-        differences.append(np.abs(log_probs - expected).max())
+            expected = network.net(torch.from_numpy(image_set.normalise(batch))).numpy()
+        outputs, = session.run([image_set.output_name], {"image": batch.astype(np.float32)})
+        differences.append(np.abs(outputs - expected).max())
     return float(np.max(differences))

@@ -22,10 +22,11 @@ TOLERANCE = {
 # int8 doesn't only round, it cuts off what calibration didn't see: it is judged by the part of the
 # predictions that differ from the reference's.
 CHANGED_PREDICTIONS = {"int8": 0.005}  # 0.0007
+CHANGED_VALUES = {"int8": 0.05}  # of values from -1 to 1, the root mean square difference
 
 
 def judge_log_probs(log_probs, reference, precision):
-    """(largest difference, why log_probs are wrong or None) of float32 (N, 10) both.
+    """(largest difference, why log_probs are wrong or None) of float32 (N, K) both.
 
     The difference is None where it isn't a number.
     """
@@ -43,4 +44,20 @@ def judge_log_probs(log_probs, reference, precision):
         return difference, ("WRONG: log-probabilities differ from the reference by "
                             f"{difference:.2g}, "
                             f"more than {TOLERANCE[precision]:g}")
+    return difference, None
+
+
+def judge_values(values, reference, precision):
+    """(largest difference, why a regression's values are wrong or None) of float32 (N, K) both."""
+    differences = np.abs(values - reference)
+    difference = float(differences.max())
+    if not np.isfinite(difference):
+        return None, "WRONG: values that aren't numbers"
+    bound = CHANGED_VALUES.get(precision)
+    found, what = ((float(np.sqrt((differences ** 2).mean())), "on average") if bound
+                   else (difference, "at most"))
+    bound = bound or TOLERANCE[precision]
+    if found > bound:
+        return difference, (f"WRONG: values differ from the reference by {found:.2g} {what}, more "
+                            f"than {bound:g}")
     return difference, None

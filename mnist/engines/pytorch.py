@@ -8,18 +8,17 @@ import functools
 
 import numpy as np
 
-from mnist.datasets.image_set import MEAN, STD, normalise
 from mnist.engines.buffers import CudaBuffers
 from mnist.engines.tuning import describe_threads, quickest, settings_to_try, threads_asked_for
 from mnist.errors import package_missing
 
 
-def open_torch(net, device, precision, batch_size, tuning=True):
+def open_torch(network, device, precision, batch_size, tuning=True):
     """The `TorchEngine` with the quickest settings; see `mnist.engines.tuning.settings_to_try`."""
     candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
                                  {"threads": default_threads(), "channels_last": False},
                                  channels_last=(False, True))
-    return quickest(functools.partial(TorchEngine, net, device, precision, batch_size), candidates,
+    return quickest(functools.partial(TorchEngine, network, device, precision, batch_size), candidates,
                     functools.partial(describe_settings, device))
 
 
@@ -38,21 +37,22 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, net, device, precision, batch_size, threads=None, channels_last=False):
+    def __init__(self, network, device, precision, batch_size, threads=None, channels_last=False):
         import torch
 
         import mnist.models.fold
-        self.torch = torch
+        self.torch, self.image_set = torch, network.image_set
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.threads = threads or default_threads()
-        self.net = mnist.models.fold.rounded(mnist.models.fold.fold(net), precision).to(device)
+        folded = mnist.models.fold.fold(network.net, self.image_set)
+        self.net = mnist.models.fold.rounded(folded, precision).to(device)
         if channels_last:
-            self.net = mnist.models.fold.channels_last(self.net)
+            self.net = mnist.models.fold.channels_last(self.net, self.image_set)
         self.detail = f"torch {torch.__version__}"
         if device != "cpu":
-            self.pinned_in = torch.empty((batch_size, 1, 28, 28), dtype=torch.uint8)
-            self.pinned_in = self.pinned_in.pin_memory()
-            self.pinned_out = torch.empty((batch_size, 10)).pin_memory()
+            shape = (batch_size,) + self.image_set.shape
+            self.pinned_in = torch.empty(shape, dtype=torch.uint8).pin_memory()
+            self.pinned_out = torch.empty((batch_size, self.image_set.outputs)).pin_memory()
             self.detail += f", {torch.cuda.get_device_name()}"
 
     def __call__(self, images):
@@ -65,7 +65,7 @@ class TorchEngine:
         return log_probs.numpy()
 
     def prepare(self, images):
-        pixels = self.torch.from_numpy(images[:, None])
+        pixels = self.torch.from_numpy(images)
         if self.device != "cpu":
             pinned = self.pinned_in[:len(images)]
             pinned.copy_(pixels)
@@ -119,10 +119,10 @@ class TorchCompileEngine(TorchEngine):
 
     name = "torch-compile"
 
-    def __init__(self, net, device, precision, batch_size):
-        super().__init__(net, device, precision, batch_size, channels_last=True)
+    def __init__(self, network, device, precision, batch_size):
+        super().__init__(network, device, precision, batch_size, channels_last=True)
         self.detail += ", " + describe_settings(device, self.threads, True)
-        self.padded = np.zeros((batch_size, 28, 28), np.uint8)
+        self.padded = np.zeros((batch_size,) + self.image_set.shape, np.uint8)
         self.net = self.torch.compile(self.net, dynamic=False)
 
     def pad(self, images):
@@ -143,14 +143,14 @@ class TorchGraphEngine(CudaBuffers):
 
     name = "torch-graph"
 
-    def __init__(self, net, device, precision, batch_size):
+    def __init__(self, network, device, precision, batch_size):
         import torch
 
         from mnist.engines.cuda import TorchMemory
         from mnist.models.fold import fold, rounded
-        super().__init__(TorchMemory(), batch_size)
+        super().__init__(TorchMemory(), batch_size, network.image_set)
         self.torch, self.device, self.precision = torch, device, precision
-        self.net = rounded(fold(net), precision).to(device)
+        self.net = rounded(fold(network.net, network.image_set), precision).to(device)
         self.detail = f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
 
     def start_alone(self):
@@ -168,21 +168,21 @@ class UsualLoop:
 
     name = "usual-loop"
 
-    def __init__(self, net, device, precision, batch_size):
+    def __init__(self, network, device, precision, batch_size):
         import torch
         import torchvision
 
-        self.torch = torch
+        self.torch, self.image_set = torch, network.image_set
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self.net = copy.deepcopy(net).eval().to(device)
+        self.net = copy.deepcopy(network.net).eval().to(device)
         self.threads = default_threads()
         self.detail = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
         if device == "cpu":
             self.detail += f", {describe_threads(self.threads)}"
 
     def loop(self, images):
-        """Yield the log_probs of one batch of the images (uint8 (N, 28, 28)) after the other."""
-        dataset = usual_dataset(images, np.zeros(len(images), np.uint8))
+        """Yield the log_probs of one batch of the images (uint8 (N, C, H, W)) after the other."""
+        dataset = usual_dataset(self.image_set, images, np.zeros(len(images), np.int64))
         loader = self.torch.utils.data.DataLoader(dataset, batch_size=self.batch_size)
         for x, _ in loader:
             yield self.compute(x.to(self.device)).cpu().numpy()
@@ -191,7 +191,7 @@ class UsualLoop:
         return next(self.loop(images))
 
     def prepare(self, images):
-        return self.torch.from_numpy(normalise(images)).to(self.device)
+        return self.torch.from_numpy(self.image_set.normalise(images)).to(self.device)
 
     def compute(self, x):
         settle(self.torch, self.device, self.precision, self.threads)
@@ -206,21 +206,22 @@ class UsualLoop:
         self.net = None
 
 
-def usual_dataset(images, targets):
-    """torchvision's MNIST with the usual transforms, over digits that are already here:
-    images uint8 (N, 28, 28), targets (N,)."""
+def usual_dataset(image_set, images, targets):
+    """torchvision's MNIST or CIFAR10 with the usual transforms, over images that are already here:
+    uint8 (N, C, H, W), targets (N,)."""
     import torch
     from torchvision import datasets, transforms
 
-    class FoundMNIST(datasets.MNIST):
-        def _check_exists(self):
-            return True
-
-        def _load_data(self):
-            return torch.from_numpy(images), torch.from_numpy(targets).long()
-
-    usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-    return FoundMNIST("", transform=usual)
+    usual = transforms.Compose([transforms.ToTensor(),
+                                transforms.Normalize(image_set.mean, image_set.std)])
+    kind = datasets.MNIST if image_set.shape[0] == 1 else datasets.CIFAR10
+    dataset = kind.__new__(kind)  # without its files
+    datasets.VisionDataset.__init__(dataset, "", transform=usual)
+    if image_set.shape[0] == 1:
+        dataset.data, dataset.targets = torch.from_numpy(images[:, 0]), torch.from_numpy(targets)
+    else:
+        dataset.data, dataset.targets = images.transpose(0, 2, 3, 1), targets.tolist()
+    return dataset
 
 
 def torch_missing(device, precision="fp32"):

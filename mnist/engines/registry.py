@@ -1,16 +1,17 @@
-"""Everything that can run a network, behind one interface: raw pixels in, log-probabilities out.
+"""Everything that can run a network, behind one interface: raw pixels in, its outputs out.
 
 An engine is opened by name for one device, precision and batch size:
 
-    engine = open_engine("torch", net, device="cpu", batch_size=64)
-    log_probabilities = engine(images)          # uint8 (B, 28, 28) -> float32 (B, 10), B <= 64
+    engine = open_engine("torch", network, device="cpu", batch_size=64)
+    log_probs = engine(images)                  # uint8 (B, C, H, W) -> float32 (B, K), B <= 64
 
 and offers two ways in, one for each of the two times that `mnist.bench.stopwatch` takes:
 
-    engine(images)            end-to-end: pixels in host memory to log-probabilities in host memory
+    engine(images)            end-to-end: pixels in host memory to outputs in host memory
     x = engine.prepare(images); engine.compute(x); engine.synchronise()      the network alone
 
-The log-probabilities may lie in a buffer that the next call overwrites. An engine that brings data
+`network`: a `mnist.models.weights.Network`; a module of your own is `Network(net, image_set)`. The
+outputs may lie in a buffer that the next call overwrites. An engine that brings data
 handling of its own also has `loop(images)`, which yields those of one batch after the other and
 takes the place of single calls on the end-to-end clock. Normalisation is part of every
 engine, so no caller can forget it. To add an engine: write a class like pytorch.py's `TorchEngine`
@@ -23,7 +24,6 @@ import difflib
 import numpy as np
 
 import mnist.engines.tuning
-from mnist.datasets.image_set import normalise
 from mnist.engines import pytorch, runtimes, trt_cache
 from mnist.engines.trt import tensorrt_missing
 from mnist.errors import UnavailableError
@@ -36,13 +36,13 @@ name        as `--engine` spells it
 precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
 missing     function of (device, precision) and the engine's own settings: why it can't run so on
             this machine, or None
-open        function of (net, device, precision, batch_size): the engine
-settings    which of stem, data_dir and tuning (see `open_engine`) `open` takes as well
+open        function of (network, device, precision, batch_size): the engine
+settings    which of calibration and tuning (see `open_engine`) `open` takes as well
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
 """
 
-FILES = ("stem", "data_dir")
-TUNED = ("tuning",) + FILES
+GRAPH = ("calibration",)
+TUNED = ("tuning",) + GRAPH
 
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
@@ -58,7 +58,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
                runtimes.openvino_missing, runtimes.open_openvino, TUNED, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
-               tensorrt_missing, trt_cache.cached_engine, FILES, False),
+               tensorrt_missing, trt_cache.cached_engine, GRAPH, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
                pytorch.usual_loop_missing, pytorch.UsualLoop, (), False),
 ))
@@ -81,13 +81,12 @@ def why_not(name, device="cpu", precision="fp32", **settings):
     return ENGINES[name].missing(device, precision, **settings)
 
 
-def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=None,
-                data_dir=None, tuning=True, **settings):
-    """Open an engine for `net` (any network, left as it is) that takes up to `batch_size` digits.
+def open_engine(name, network, device="cpu", precision="fp32", batch_size=64, calibration=None,
+                tuning=True, **settings):
+    """Open an engine for a `Network`, which is left as it is, that takes up to `batch_size` images.
 
-    stem: path, without extension, of the files that some engines keep, named after the weights
-        (see `mnist.models.weights.Network`); None: nothing is kept.
-    data_dir: where the training digits are that int8 is calibrated on (see `load_digits`).
+    calibration: what gives the images that int8 is calibrated on, see `int8_graph`; only where no
+        int8 graph of these weights is kept.
     tuning: try a few settings of the library for a moment each and take the quickest (see
         `mnist.engines.tuning`); False: take the library's defaults.
     settings: what this engine alone knows.
@@ -98,9 +97,9 @@ def open_engine(name, net, device="cpu", precision="fp32", batch_size=64, stem=N
     if reason:
         raise UnavailableError(f"{name} on {device}: {reason}")
     kind = ENGINES[name]
-    given = {"stem": stem, "data_dir": data_dir, "tuning": tuning}
+    given = {"calibration": calibration, "tuning": tuning}
     settings.update({setting: given[setting] for setting in kind.settings})
-    return kind.open(net, device, precision, batch_size, **settings)
+    return kind.open(network, device, precision, batch_size, **settings)
 
 
 def choose_device(device, engine="torch", precision="fp32"):
@@ -127,12 +126,14 @@ def set_threads(threads):
     return pytorch.default_threads()
 
 
-def reference_log_probs(net, images):
+def reference_log_probs(network, images):
     """What every engine is measured against: torch on the CPU, float32, nothing folded.
 
-    `images` uint8 (N, 28, 28) -> float32 (N, 10) log-probabilities.
+    `images` uint8 (N, C, H, W) -> float32 (N, K) log-probabilities, or values.
     """
     import torch
+    normalise = network.image_set.normalise
     with torch.inference_mode():
-        chunks = [images[start:start + 500] for start in range(0, len(images), 500)]
-        return np.concatenate([net(torch.from_numpy(normalise(c))).numpy() for c in chunks])
+        chunks = [torch.from_numpy(normalise(images[start:start + 500]))
+                  for start in range(0, len(images), 500)]
+        return np.concatenate([network.net(chunk).numpy() for chunk in chunks])

@@ -15,11 +15,11 @@ from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import UnavailableError, package_missing
 
 
-def open_onnxruntime(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
-    """An `OnnxRuntimeEngine` for `net`, on the CPU with the quickest settings; see
+def open_onnxruntime(network, device, precision, batch_size, tuning=True, calibration=None):
+    """An `OnnxRuntimeEngine`, on the CPU with the quickest settings; see
     `mnist.engines.tuning.settings_to_try` and `mnist.engines.int8.network_graph`."""
-    graph = network_graph(net, precision, stem, data_dir)
-    make = functools.partial(OnnxRuntimeEngine, graph, device, precision, batch_size)
+    graph = network_graph(network, precision, calibration)
+    make = functools.partial(OnnxRuntimeEngine, graph, network.image_set, device, precision, batch_size)
     if device != "cpu":
         return make()
     # What "all" adds to "extended" is a layout that pads channels to multiples of 16: it pays for
@@ -43,10 +43,11 @@ class OnnxRuntimeEngine(FixedBuffers):
     name = "onnxruntime"
     PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-    def __init__(self, graph, device, precision, batch_size, threads=0, level="all"):
+    def __init__(self, graph, image_set, device, precision, batch_size, threads=0, level="all"):
         import onnxruntime
 
         self.device, self.precision, self.batch_size = device, precision, batch_size
+        self.image_set = image_set
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.graph_optimization_level = getattr(
@@ -58,14 +59,14 @@ class OnnxRuntimeEngine(FixedBuffers):
         if provider != wanted:  # it takes the CPU where CUDA fails, and only logs that
             raise UnavailableError(f"ONNX Runtime uses {provider} in place of {wanted}; what "
                                    "it printed says why (mostly CUDA or cuDNN of another version)")
-        self.pixels = np.zeros((batch_size, 1, 28, 28), np.float32)
-        self.log_probs = np.zeros((batch_size, 10), np.float32)
+        self.pixels = np.zeros((batch_size,) + image_set.shape, np.float32)
+        self.log_probs = np.zeros((batch_size, image_set.outputs), np.float32)
         # On the CPU these two are the arrays themselves, on a GPU copies of them there.
         self.x, self.y = (onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
                           for array in (self.pixels, self.log_probs))
         self.binding = self.session.io_binding()
         self.binding.bind_ortvalue_input("image", self.x)
-        self.binding.bind_ortvalue_output("log_probs", self.y)
+        self.binding.bind_ortvalue_output(image_set.output_name, self.y)
         self.detail = f"ONNX Runtime {onnxruntime.__version__}, {provider}"
 
     def prepare(self, images):
@@ -103,10 +104,10 @@ def onnxruntime_missing(device, precision):
     return None
 
 
-def open_openvino(net, device, precision, batch_size, tuning=True, stem=None, data_dir=None):
-    """An `OpenVinoEngine` for `net` with the quickest number of threads, as `open_onnxruntime`."""
-    graph = network_graph(net, "int8" if precision == "int8" else "fp32", stem, data_dir)
-    make = functools.partial(OpenVinoEngine, graph, device, precision, batch_size)
+def open_openvino(network, device, precision, batch_size, tuning=True, calibration=None):
+    """An `OpenVinoEngine` with the quickest number of threads, as `open_onnxruntime`."""
+    graph = network_graph(network, "int8" if precision == "int8" else "fp32", calibration)
+    make = functools.partial(OpenVinoEngine, graph, network.image_set, device, precision, batch_size)
     candidates = settings_to_try(tuning, default_threads(), {"threads": 0})
     return quickest(make, candidates, describe_threads)
 
@@ -116,12 +117,13 @@ class OpenVinoEngine(FixedBuffers):
 
     name = "openvino"
 
-    def __init__(self, graph, device, precision, batch_size, threads=0):
+    def __init__(self, graph, image_set, device, precision, batch_size, threads=0):
         import openvino
         self.device, self.precision, self.batch_size = device, precision, batch_size
+        self.image_set = image_set
         core = openvino.Core()
         model = core.read_model(io.BytesIO(graph))
-        model.reshape([batch_size, 1, 28, 28])
+        model.reshape([batch_size] + list(image_set.shape))
         settings = {"PERFORMANCE_HINT": "LATENCY",
                     # Left alone, it rounds to bfloat16 where the CPU can.
                     "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}

@@ -162,7 +162,8 @@ def build_engine(trt, graph, precision, batches):
         config.set_flag(flag)
     if precision != "tf32" and hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it rounds to 10 bits
-    smallest, largest = [(batch, 1, 28, 28) for batch in batches]
+    shape = tuple(network.get_input(0).shape)[1:]
+    smallest, largest = [(batch,) + shape for batch in batches]
     profile = builder.create_optimization_profile()
     profile.set_shape(network.get_input(0).name, smallest, largest, largest)
     config.add_optimization_profile(profile)
@@ -192,11 +193,11 @@ def set_workspace(trt, config):
 
 # --- Running -------------------------------------------------------------------------------------
 
-def load_engine(trt, plan):
+def load_engine(trt, plan, image_set):
     """The engine in `plan` (bytes), loaded and ready to run: a `NamedTensors` or `Bindings`.
 
     Raises UnavailableError where TensorRT can't run here, MNISTError with TensorRT's own words
-    where the engine can't be loaded, and where it isn't one of digits.
+    where the engine can't be loaded, and where it isn't one of the image set's.
     """
     log = process_log(trt).forget()
     runtime = make(trt, trt.Runtime, log, "run")
@@ -207,7 +208,7 @@ def load_engine(trt, plan):
     for warning in log.warnings:
         warn(warning)
     convention = NamedTensors if hasattr(engine, "num_io_tensors") else Bindings
-    return convention(trt, runtime, engine, log)
+    return convention(trt, runtime, engine, log, image_set)
 
 
 class LoadedEngine:
@@ -216,16 +217,19 @@ class LoadedEngine:
     `batches`: the smallest and the largest batch it takes.
     """
 
-    def __init__(self, trt, runtime, engine, log):
+    def __init__(self, trt, runtime, engine, log, image_set):
+        self.shape_of_images = tuple(image_set.shape)
         self.runtime, self.engine, self.log = runtime, engine, log
         tensors = self.tensors()
         inputs = [tensor for tensor in tensors if self.is_input(trt, tensor)]
         outputs = [tensor for tensor in tensors if tensor not in inputs]
         shapes = [self.shape(tensor)[1:] for tensor in inputs + outputs]
         floats = all(self.dtype(tensor) == trt.DataType.FLOAT for tensor in tensors)
-        if shapes != [(1, 28, 28), (10,)] or len(inputs) != 1 or not floats:
-            raise MNISTError("the engine isn't one of digits: it should take float32 "
-                             "(batch, 1, 28, 28) and give float32 (batch, 10)")
+        if shapes != [self.shape_of_images, (image_set.outputs,)] or len(inputs) != 1 or not floats:
+            raise MNISTError(
+                f"the engine isn't one of {image_set.name}: it should take float32 (batch, "
+                f"{', '.join(map(str, image_set.shape))}) and give float32 (batch, "
+                f"{image_set.outputs})")
         self.image, self.log_probs = inputs[0], outputs[0]
         batch = self.shape(self.image)[0]
         self.is_dynamic = batch == -1
@@ -245,7 +249,7 @@ class LoadedEngine:
 
     def set_up(self, batch_size, image_address, log_probs_address):
         """Fix the batch size, and where the engine reads and writes."""
-        if self.is_dynamic and not self.set_shape(self.image, (batch_size, 1, 28, 28)):
+        if self.is_dynamic and not self.set_shape(self.image, (batch_size,) + self.shape_of_images):
             raise MNISTError(f"TensorRT refused batch {batch_size}: {self.log.last_words()}")
         self.set_address(self.image, image_address)
         self.set_address(self.log_probs, log_probs_address)
@@ -334,14 +338,14 @@ class TensorRTEngine(CudaBuffers):
     name = "tensorrt"
     device = "cuda"
 
-    def __init__(self, trt, loaded, precision, batch_size, memory):
+    def __init__(self, trt, loaded, image_set, precision, batch_size, memory):
         """`loaded`: from `load_engine`. `memory`: an instance of one of cuda.py's MEMORIES."""
         smallest, largest = loaded.batches
         if not smallest <= batch_size <= largest:
             raise UnavailableError(f"this engine takes batches of {smallest} to {largest}, "
                                    f"not {batch_size}")
-        super().__init__(memory, batch_size)
-        self.precision, self.loaded = precision, loaded
+        super().__init__(memory, batch_size, image_set)
+        self.image_set, self.precision, self.loaded = image_set, precision, loaded
         loaded.set_up(batch_size, memory.address(self.device_pixels),
                       memory.address(self.device_log_probs))
         self.detail = f"{flavour(trt)}, {memory.name} memory"

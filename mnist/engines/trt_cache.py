@@ -45,21 +45,20 @@ class EngineFile:
     it `path`.json records what it was made from, with what and for which GPU.
     """
 
-    def __init__(self, net, precision, batches, stem=None, data_dir=None):
-        """`batches`: smallest and largest batch of the engine. `stem`: path without extension;
-        None: nothing is kept. `data_dir`: of the digits that int8 is calibrated on."""
+    def __init__(self, network, precision, batches, calibration=None):
+        """`network`: a `Network`, beside whose weights the file is kept. `batches`: smallest and
+        largest batch of the engine. `calibration`: see `int8_graph`."""
         from mnist.engines.int8 import network_graph, weights_in_float
         from mnist.models.weights import weights_digest
 
         self.trt = import_tensorrt()
-        self.net, self.precision, self.batches = net, precision, batches
-        self.keeps = stem is not None
-        stem = stem or "an engine"
+        self.network, self.precision, self.batches = network, precision, batches
+        self.keeps = network.stem is not None
+        stem = network.stem or "an engine"
         self.path = engine_path(stem, precision, batches)
         self.graph_precision = graph_precision(self.trt, precision)
         suffix = "" if self.graph_precision == "fp32" else "-" + self.graph_precision
-        self.graph = network_graph(net, self.graph_precision, stem if self.keeps else None,
-                                   data_dir)
+        self.graph = network_graph(network, self.graph_precision, calibration)
         if self.graph_precision == "int8":
             suffix += "-tensorrt"  # beside the other form of it
             self.graph = weights_in_float(self.graph)
@@ -67,7 +66,7 @@ class EngineFile:
         # null where one engine serves every GPU, so that what was built without any is taken too
         gpu, compute_capability = (None, None) if is_portable(self.trt) else find_gpu()
         self.wanted = {
-            "weights_sha256": weights_digest(net),
+            "weights_sha256": weights_digest(network.net),
             "onnx_sha256": digest(self.graph),
             "tensorrt": self.trt.__name__,
             "tensorrt_version": self.trt.__version__,
@@ -108,15 +107,15 @@ class EngineFile:
                 return f"its {field} is {record[field]}, wanted is {wanted}"
         return None
 
-    def build(self, digits=None):
+    def build(self, images=None):
         """Build the engine and save it with its graph and its record; returns its bytes.
 
-        `digits` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
+        `images` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
         to is a warning. Raises MNISTError where the graph or the build fails.
         """
         from mnist.engines.onnx_export import check_onnx
 
-        checked = check_onnx(self.graph, self.net, self.graph_precision, digits)
+        checked = check_onnx(self.graph, self.network, self.graph_precision, images)
         print(f"{self.graph_path}: {checked}", file=sys.stderr)
         started = time.monotonic()
         with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
@@ -158,31 +157,29 @@ def show_elapsed(what):
         finished.set()
 
 
-def cached_engine(net, device, precision="fp32", batch_size=64, batches=None, stem=None,
-                  memory="auto", rebuild=False, digits=None, data_dir=None):
-    """A `TensorRTEngine` for `net`, from the cache where it is up to date, else built now.
+def cached_engine(network, device, precision="fp32", batch_size=64, calibration=None, batches=None,
+                  memory="auto", rebuild=False, images=None):
+    """A `TensorRTEngine` for a `Network`, from the cache where it is up to date, else built now.
 
     `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
-    `stem`: path of what is kept, without extension; None keeps nothing.
     Raises UnavailableError where TensorRT can't run here, MNISTError where a build fails.
     """
     trt = import_tensorrt()
     gpu_memory = choose_memory(memory)()
-    engine_file = EngineFile(net, precision, batches or (batch_size, batch_size), stem,
-                             data_dir)
+    engine_file = EngineFile(network, precision, batches or (batch_size, batch_size), calibration)
     plan = None if rebuild else engine_file.read()
     loaded = None
     if plan:
         try:
-            loaded = load_engine(trt, plan)
+            loaded = load_engine(trt, plan, network.image_set)
         except MNISTError as error:
             warn(f"{engine_file.path} is built anew: {error}")
     if loaded is None:
-        loaded = load_engine(trt, engine_file.build(digits))
-    return TensorRTEngine(trt, loaded, precision, batch_size, gpu_memory)
+        loaded = load_engine(trt, engine_file.build(images), network.image_set)
+    return TensorRTEngine(trt, loaded, network.image_set, precision, batch_size, gpu_memory)
 
 
-def engine_from_file(path, precision="fp32", batch_size=None, memory="auto"):
+def engine_from_file(path, image_set, precision="fp32", batch_size=None, memory="auto"):
     """A `TensorRTEngine` from an engine built elsewhere, at its largest batch unless told.
 
     `precision` is what it is said to be: a file doesn't tell.
@@ -194,5 +191,6 @@ def engine_from_file(path, precision="fp32", batch_size=None, memory="auto"):
             plan = file.read()
     except OSError as error:
         raise UnavailableError(f"can't read {path}: {error.strerror}") from error
-    loaded = load_engine(trt, plan)
-    return TensorRTEngine(trt, loaded, precision, batch_size or loaded.batches[1], gpu_memory)
+    loaded = load_engine(trt, plan, image_set)
+    return TensorRTEngine(trt, loaded, image_set, precision, batch_size or loaded.batches[1],
+                          gpu_memory)

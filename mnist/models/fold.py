@@ -12,62 +12,75 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnist.datasets.image_set import MEAN, STD
 from MNISTmodel import calls
 
 # What a rewritten network may differ by, in double precision: far below what a wrong fold does.
 EXACT = 1e-4
 
 
-def fold(net):
-    """A copy of `net` that takes raw grey levels 0…255, float32 (B, 1, 28, 28), in eval mode.
+def fold(net, image_set):
+    """A copy of `net` that takes raw pixels 0…255, float32 (B, C, H, W), in eval mode.
 
-    The normalisation (x/255 - MEAN)/STD is affine: it moves into the weights of the first layers
-    where these are linear or unpadded convolutions, so that it costs nothing; else it stays a step
-    of its own. Batch norm moves into the layer before it where that layer serves nothing else.
+    The image set's normalisation (x/255 - mean)/std is affine: it moves into the weights of the
+    first layers where these are linear or unpadded convolutions, so that it costs nothing; else it
+    stays a step of its own. Batch norm moves into the layer before it where that layer serves
+    nothing else.
     """
     net = copy.deepcopy(net).cpu().eval()
-    for fold_layers in batch_norm_folds(net):
-        net = fold_if_exact(net, fold_layers, takes_grey_levels=False) or net
-    return fold_if_exact(net, fold_normalisation, takes_grey_levels=True) or Normalised(net).eval()
+    for fold_layers in batch_norm_folds(net, image_set):
+        net = fold_if_exact(net, fold_layers, image_set, takes_pixels=False) or net
+    fold_mean = functools.partial(fold_normalisation, image_set=image_set)
+    return (fold_if_exact(net, fold_mean, image_set, takes_pixels=True)
+            or Normalised(net, image_set).eval())
 
 
 class Normalised(nn.Module):
-    """A network behind its normalisation: takes raw grey levels."""
+    """A network behind its normalisation: takes raw pixels."""
 
-    def __init__(self, net):
+    def __init__(self, net, image_set):
         super().__init__()
         self.net = net
+        scale, shift = scale_and_shift(image_set)
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("shift", shift.float())
 
     def forward(self, x):
-        return self.net((x - 255 * MEAN) / (255 * STD))
+        return self.net(x * self.scale + self.shift)
 
 
-def fold_if_exact(net, fold_layers, takes_grey_levels):
+def scale_and_shift(image_set):
+    """What pixels are multiplied by and what is added to normalise them, double (1, C, 1, 1)."""
+    mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1)
+                 for values in (image_set.mean, image_set.std))
+    return 1 / (255 * std), -mean / std
+
+
+def fold_if_exact(net, fold_layers, image_set, takes_pixels):
     """A copy of `net` with `fold_layers(copy)` done; None where it then computes something else."""
     folded = copy.deepcopy(net)
+    scale, shift = scale_and_shift(image_set)
     try:
         with torch.no_grad():
             fold_layers(folded)
-            grey = sample_digits()
-            normalised = (grey / 255 - MEAN) / STD
-            log_probs = copy.deepcopy(folded).double()(grey if takes_grey_levels else normalised)
-            difference = (log_probs - copy.deepcopy(net).double()(normalised)).abs().max()
+            pixels = sample_pixels(image_set)
+            normalised = pixels * scale + shift
+            outputs = copy.deepcopy(folded).double()(pixels if takes_pixels else normalised)
+            difference = (outputs - copy.deepcopy(net).double()(normalised)).abs().max()
     except (AttributeError, RuntimeError, TypeError, ValueError):  # not a network to rewrite
         return None
     return folded if difference < EXACT else None
 
 
-def sample_digits():
-    """A few digits of random grey levels, double (5, 1, 28, 28)."""
-    grey = np.random.RandomState(0).randint(0, 256, (5, 1, 28, 28))
-    return torch.from_numpy(grey.astype(np.float64))
+def sample_pixels(image_set):
+    """A few images of random pixels, double (5, C, H, W)."""
+    pixels = np.random.RandomState(0).randint(0, 256, (5,) + tuple(image_set.shape))
+    return torch.from_numpy(pixels.astype(np.float64))
 
 
 def rounded(net, precision):
     """`net` itself, computing in "bf16" or "fp16" between its float32 input and output.
 
-    Folded with its normalisation it loses nothing by that: whole grey levels are exact in both.
+    Folded with its normalisation it loses nothing by that: whole pixel values are exact in both.
     """
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return RoundedInside(net, dtypes[precision]).eval() if precision in dtypes else net
@@ -84,16 +97,17 @@ class RoundedInside(nn.Module):
         return self.net(x.to(self.dtype)).float()
 
 
-def channels_last(net):
+def channels_last(net, image_set):
     """Lay a network's maps out channels-last, which CPUs compute up to twice as fast; returns it.
 
     It stays as it was where it can't, because it takes a `view` of its maps, for instance.
     """
     net.to(memory_format=torch.channels_last)
     one, training = next(net.parameters()), net.training
+    x = torch.zeros((2,) + tuple(image_set.shape), dtype=one.dtype, device=one.device)
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(2, 1, 28, 28, dtype=one.dtype, device=one.device))
+            net.eval()(x)
     except RuntimeError:
         net.to(memory_format=torch.contiguous_format)
     return net.train(training)
@@ -102,28 +116,30 @@ def channels_last(net):
 # --- The normalisation ----------------------------------------------------------------------------
 
 
-def fold_normalisation(net):
-    """Move the normalisation into every layer that reads the digit itself.
+def fold_normalisation(net, image_set):
+    """Move the normalisation into every layer that reads the image itself.
 
     Raises ValueError where one of them can't take it.
     """
-    digit = torch.rand(2, 1, 28, 28)
-    readers = [call.module for call in calls(net, digit)[0]
-               if call.input.data_ptr() == digit.data_ptr()]
+    image = torch.rand((2,) + tuple(image_set.shape))
+    readers = [call.module for call in calls(net, image)[0]
+               if call.input.data_ptr() == image.data_ptr()]
     if not readers:
-        raise ValueError("no layer reads the digit")
+        raise ValueError("no layer reads the image")
     for layer in readers:
         if not isinstance(layer, (nn.Conv2d, nn.Linear, nn.Flatten, nn.Identity)):
-            raise ValueError(f"{type(layer).__name__} reads the digit")
+            raise ValueError(f"{type(layer).__name__} reads the image")
         if hasattr(layer, "weight"):
             weight = layer.weight.double()
-            inputs = tuple(range(1, weight.dim()))
-            scale_layer(layer, 1 / (255 * STD), -weight.sum(inputs) * MEAN / STD)
+            pixels = weight[0].numel() // image_set.shape[0]  # weights to a channel
+            scale, shift = (values.flatten().repeat_interleave(pixels).reshape(weight[0].shape)
+                            for values in scale_and_shift(image_set))
+            scale_layer(layer, scale, (weight * shift).flatten(1).sum(1))
 
 
 def scale_layer(layer, scale, shift):
-    """Multiply a layer's weights by `scale`, a number or one for each output, and add `shift` to
-    its biases."""
+    """Multiply a layer's weights by `scale`, of a shape that broadcasts to theirs, and add `shift`
+    to its biases."""
     bias = 0 if layer.bias is None else layer.bias.double()
     layer.bias = nn.Parameter((bias + shift).to(layer.weight.dtype))
     layer.weight.copy_(layer.weight.double() * scale)
@@ -132,12 +148,12 @@ def scale_layer(layer, scale, shift):
 # --- Batch norm -----------------------------------------------------------------------------------
 
 
-def batch_norm_folds(net):
+def batch_norm_folds(net, image_set):
     """For each batch norm that follows a linear layer or a convolution: a function of a copy of
     `net` that folds it away."""
     names = {module: name for name, module in net.named_modules()}
     with torch.no_grad():
-        made, _ = calls(net, torch.rand(2, 1, 28, 28))
+        made, _ = calls(net, torch.rand((2,) + tuple(image_set.shape)))
     used = collections.Counter(call.module for call in made)
     folds = []
     for norm in made:

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,9 +16,10 @@ from MNISTmodel import NETWORKS
 
 
 def find_network(network):
-    """(name, function without arguments that makes one) of a built-in NAME or of FILE.py:CLASS.
+    """(name, function of (shape, outputs) that makes one) of a built-in NAME or of FILE.py:CLASS.
 
-    Raises UnavailableError where there is none, saying what there is.
+    Your own class takes (shape, outputs), or no arguments at all. Raises UnavailableError where
+    there is none, saying what there is.
     """
     if network in NETWORKS:
         return network, NETWORKS[network]
@@ -35,7 +37,18 @@ def find_network(network):
                    if inspect.isclass(value) and issubclass(value, nn.Module)]
         raise UnavailableError(f"--network: {path} has no class {name}"
                                + (f", but {', '.join(classes)}" if classes else ""))
-    return name, make
+    return name, for_any_shape(make)
+
+
+def for_any_shape(make):
+    """A stranger's class as a function of (shape, outputs), which it needn't take."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # it doesn't say
+        parameters = ()
+    if "shape" in parameters and "outputs" in parameters:
+        return make
+    return lambda shape, outputs: make()
 
 
 def import_file(path):
@@ -59,31 +72,36 @@ def import_file(path):
     return module
 
 
-def make_network(name, make):
-    """A network in eval mode, checked to keep the contract: see `MNISTmodel`.
+def make_network(name, make, image_set):
+    """A network for an image set, in eval mode, checked to keep the contract: see `MNISTmodel`.
 
-    Raises UnavailableError, naming what is wrong with it.
+    `name`, `make`: as `find_network` gives them. Raises UnavailableError, naming what is wrong.
     """
+    shape = tuple(image_set.shape)
+    images = "{}×{}×{}".format(*shape)
     try:
-        net = make()
+        net = make(shape, image_set.outputs)
     except Exception as error:
-        raise UnavailableError(f"the network {name} can't be made without arguments "
-                               f"({type(error).__name__}: {first_line(error)})") from error
+        raise UnavailableError(
+            f"the network {name} can't be made for images of {images} and {image_set.outputs} "
+            f"outputs ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(net, nn.Module):
         raise UnavailableError(f"{name} gives a {type(net).__name__}, not a torch.nn.Module")
     net = net.float().eval()
+    x = torch.linspace(-1, 3, 2 * int(np.prod(shape))).reshape((2,) + shape)
     try:
         with torch.no_grad():
-            log_probs = net(torch.linspace(-1, 3, 2 * 784).reshape(2, 1, 28, 28))
+            outputs = net(x)
     except Exception as error:
         raise UnavailableError(
-            f"the network {name} fails on float32 (B, 1, 28, 28), two normalised digits "
-            f"({type(error).__name__}: {first_line(error)})") from error
-    shape = tuple(getattr(log_probs, "shape", ()))
-    if shape != (2, 10):
-        raise UnavailableError(f"the network {name} gives "
-                               f"{shape or type(log_probs).__name__} for two digits, not (2, 10)")
-    if not (log_probs.exp().sum(1) - 1).abs().max() < 1e-3:  # a NaN is none either
+            f"the network {name} fails on float32 (2, {', '.join(map(str, shape))}), two "
+            f"normalised images ({type(error).__name__}: {first_line(error)})") from error
+    found = tuple(getattr(outputs, "shape", ()))
+    if found != (2, image_set.outputs):
+        raise UnavailableError(f"the network {name} gives {found or type(outputs).__name__} for "
+                               f"two images of {image_set.name}, not (2, {image_set.outputs})")
+    if image_set.task == "classification" and not (
+            (outputs.exp().sum(1) - 1).abs().max() < 1e-3):  # a NaN is none either
         raise UnavailableError(f"the network {name} doesn't give log-probabilities: end it with "
                                "torch.nn.functional.log_softmax(x, dim=1)")
     return net

@@ -1,7 +1,8 @@
 """Networks with their weights: found, loaded, checked, saved.
 
 `load_network` gives what a program's `--network` and `--weights` ask for. The shipped weights lie
-in weights/; what you train lies beside the scripts and is taken where it exists.
+in weights/; what you train lies beside the programs and is taken where it exists. Which network and
+which image set weights are of travels with them, in the file itself.
 """
 
 import collections
@@ -13,72 +14,121 @@ import pickle
 import re
 import types
 import zipfile
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from mnist.datasets.image_set import MNIST, ImageSet
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
 from mnist.models.registry import find_network, first_line, make_network
-from MNISTmodel import NETWORKS
+from MNISTmodel import DEFAULT_NETWORKS, NETWORKS
 
 SHIPPED = os.path.join(ROOT, "weights")
 
 # --- Which network --------------------------------------------------------------------------------
 
 
-class Network(collections.namedtuple("Network", "net name path origin")):
+class Network(NamedTuple):
     """A network with its weights.
 
-    net     the `torch.nn.Module`, in eval mode, float32, on the CPU
-    name    of a built-in network ("net"), or of the class of your own ("MyNet")
-    path    of its weights file
-    origin  the same for the screen: "weights/net.pth (shipped)"
+    An engine needs `net` and `image_set` alone; the rest says where they are from.
     """
+
+    net: nn.Module  # in eval mode, float32, on the CPU
+    image_set: ImageSet = MNIST  # what it was trained on
+    name: str = "net"  # of a built-in network, or of the class of your own ("MyNet")
+    path: str = None  # of its weights file
+    origin: str = ""  # the same for the screen: "weights/net.pth (shipped)"
 
     @property
     def stem(self):
         """The path, without extension, of what is made from these weights: graphs and engines.
 
-        Beside the weights they came from; nothing is written beside the shipped ones.
+        Beside the weights they came from; nothing is written beside the shipped ones. None where
+        the network is from no file.
         """
+        if self.path is None:
+            return None
         folder, name = os.path.split(os.path.splitext(self.path)[0])
         return os.path.join(ROOT if folder == SHIPPED else folder, name)
 
 
-def load_network(weights=None, network=None, trust_pickle=False):
+def load_network(weights=None, network=None, image_set=None, trust_pickle=False):
     """The `Network` that a program's flags ask for.
 
-    `network`: a built-in NAME or FILE.py:CLASS; None: the built-in one that `weights` is of, else
-    "net". `weights`: the path of its weights; None: what you trained (see `trained_path`) where
-    that exists, else what is shipped. `trust_pickle`: also load a whole pickled module, which can
-    run any code while it loads.
+    weights: the path of its weights; None: what you trained (see `trained_path`) where that exists,
+        else what is shipped.
+    network: a built-in NAME or FILE.py:CLASS; None: the one that the weights are of.
+    image_set: whose weights to look for, and what to take those for that don't say; None: MNIST.
+    trust_pickle: also load a whole pickled module, which can run any code while it loads.
 
     Raises UnavailableError where there is no such network or file, MNISTError where the file isn't
     what it should be: no weights, damaged, or with a tensor missing, unknown or of another shape.
     """
     name, make = find_network(network) if network else (None, None)
-    path = weights or default_weights(name or "net")
+    path = (os.path.expanduser(weights) if weights
+            else default_weights(name, image_set or MNIST))
     state = read_state(path, trust_pickle)
+    facts = facts_of(state, path)
+    image_set = facts.get("image_set") or image_set or MNIST
     if make is None:
-        name, make = recognise(state)
-    net = make_network(name, make)
+        name, make = network_of(state, facts.get("network"), image_set, path)
+    net = make_network(name, make, image_set)
     check_state(state, net.state_dict(), path)
     net.load_state_dict(state)
-    return Network(net.float().eval(), name, path, describe_path(path))
+    return Network(net.float().eval(), image_set, name, path, describe_path(path))
 
 
-def trained_path(name):
-    """Where the weights go that you train: NetMNIST.pth for "net", MyNet.pth for your `MyNet`."""
-    return os.path.join(ROOT, (name.capitalize() + "MNIST" if name in NETWORKS else name) + ".pth")
+def network_of(state, name, image_set, path):
+    """(name, function that makes one) of the network that a weights file says it is of, or else of
+    the built-in one that it fits."""
+    if name is None:
+        return recognise(state, image_set)
+    if name not in NETWORKS:
+        raise UnavailableError(f"{path} is of a network {name} that isn't built in; "
+                               f"--network FILE.py:{name} says where it is")
+    return name, NETWORKS[name]
 
 
-def default_weights(name):
-    """The weights of the network `name`: yours where you trained some, else those shipped."""
-    for path in (trained_path(name), os.path.join(SHIPPED, name + ".pth")):
+def trained_path(name, image_set=MNIST):
+    """Where the weights go that you train: NetMNIST.pth for "net" on MNIST, MyNet.pth for your
+    `MyNet`, Net-cifar10.pth on another image set."""
+    stem = name.capitalize() if name in NETWORKS else name
+    if image_set.name != MNIST.name:
+        stem += "-" + re.sub(r"[^\w-]", "_", image_set.name)
+    elif name in NETWORKS:
+        stem += "MNIST"
+    return os.path.join(ROOT, stem + ".pth")
+
+
+def shipped_path(name, image_set=MNIST):
+    """Where shipped weights lie: weights/net.pth for MNIST's, weights/cifar10.pth for the default
+    network of another image set, weights/cifar10-resnet8.pth for one more."""
+    if image_set.name == MNIST.name:
+        stem = name
+    elif name == default_network(image_set):
+        stem = image_set.name
+    else:
+        stem = f"{image_set.name}-{name}"
+    return os.path.join(SHIPPED, stem + ".pth")
+
+
+def default_network(image_set):
+    """The name of the network that an image set gets where none is named."""
+    return DEFAULT_NETWORKS.get(image_set.name, "net")
+
+
+def default_weights(name, image_set=MNIST):
+    """The weights of the network `name` (None: the set's default): yours where you trained some,
+    else those shipped."""
+    name = name or default_network(image_set)
+    for path in (trained_path(name, image_set), shipped_path(name, image_set)):
         if os.path.isfile(path):
             return path
-    raise UnavailableError(f"no weights of {name} are shipped; TrainMNIST.py --network makes some")
+    raise UnavailableError(f"no weights of {name} for {image_set.name} are shipped; TrainMNIST.py "
+                           f"--data {image_set.name} --network {name} makes some")
 
 
 def describe_path(path):
@@ -89,14 +139,14 @@ def describe_path(path):
     return os.path.relpath(path, ROOT) if os.path.dirname(path) == ROOT else path
 
 
-def recognise(state):
-    """The built-in network (name, class) of a state dict: the first that has just these keys and
+def recognise(state, image_set):
+    """The built-in network (name, function) of a state dict: the first that has just these keys and
     shapes, else the one that shares most of them, so that `check_state` can tell what is amiss."""
     likeness = collections.OrderedDict()
     for name, make in NETWORKS.items():
         if name.startswith("separable") and "conv2a.1.weight" not in state:
             continue  # a hundred megabytes, not to be made for nothing
-        expected = make().state_dict()
+        expected = make(image_set.shape, image_set.outputs).state_dict()
         alike = [key for key in expected
                  if getattr(state.get(key), "shape", None) == expected[key].shape]
         if len(alike) == len(expected) == len(state):
@@ -108,10 +158,28 @@ def recognise(state):
 
 # --- Weights files --------------------------------------------------------------------------------
 
-def save_weights(net, path):
-    """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`)."""
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+def save_weights(net, path, name=None, image_set=None):
+    """Write the state dict of `net` to `path`, whole or not at all (see `write_atomically`), and
+    with it the network's name and the image set it was trained on.
+
+    They are an attribute of the ordered dictionary, which every torch keeps and
+    `load_state_dict` doesn't mind.
+    """
+    state = collections.OrderedDict(
+        (key, tensor.detach().cpu().contiguous()) for key, tensor in net.state_dict().items())
+    state.facts = {"network": name, "image_set": image_set and image_set.to_json()}
     write_pickle(state, path)
+
+
+def facts_of(state, path):
+    """{"network": name, "image_set": its `ImageSet`} as far as a state dict tells."""
+    facts = dict(getattr(state, "facts", None) or {})
+    if facts.get("image_set"):
+        try:
+            facts["image_set"] = ImageSet.from_json(facts["image_set"])
+        except (TypeError, ValueError) as error:
+            raise MNISTError(f"{path} says wrongly what it was trained on: {error}") from error
+    return facts
 
 
 def write_pickle(thing, path):

@@ -1,11 +1,13 @@
-"""What is done to the images on the way, a whole batch at once on its device."""
+"""What is done to the images on the way, a whole batch at once on its device.
+
+Each function takes and gives a batch of normalised images, float32 (B, C, H, W); `AUGMENT` has one
+for each of `ImageSet.augment`.
+"""
 
 import math
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample
-
-from mnist.datasets.image_set import MEAN, STD
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 # The most that a digit is turned, stretched, slanted, moved and thickened or thinned.
 ROTATION_DEGREES = 12
@@ -14,24 +16,66 @@ SHEAR = 0.2
 SHIFT_PIXELS = 2
 THICKNESS = 0.7
 
+PICTURE_SHIFT = 4  # pixels
 
-def augment(x, generator):
-    """Each digit of a normalised batch (B, 1, 28, 28) turned, stretched, slanted, moved, and
-    thickened or thinned at random, the whole batch at once on its device."""
-    def uniform(limit, *shape):
-        return (torch.rand(len(x), *shape, generator=generator, device=x.device) * 2 - 1) * limit
+# Signs, which are never flipped: a bend to the left isn't one to the right.
+SIGN_SCALE, SIGN_SHEAR, SIGN_SHIFT_PIXELS = 0.15, 0.15, 3
+SIGN_BRIGHTNESS = 0.5  # standard deviations up or down, and as exponent the contrast
 
-    angle = uniform(math.radians(ROTATION_DEGREES))
-    across, down = 1 + uniform(SCALE), 1 + uniform(SCALE)
-    cos, sin, slant = torch.cos(angle), torch.sin(angle), uniform(SHEAR)
-    shift = uniform(SHIFT_PIXELS / 14, 2)  # grid_sample's unit is half a picture
+
+def augment_digits(x, generator):
+    """Each digit turned, stretched, slanted, moved, and thickened or thinned at random."""
+    background = x.amin((1, 2, 3), keepdim=True)  # outside is as dark as the margin
+    x = bend(x - background, generator, SCALE, SHEAR, SHIFT_PIXELS, "zeros") + background
+    return change_thickness(x, uniform(x, generator, THICKNESS, 1, 1, 1))
+
+
+def augment_pictures(x, generator):
+    """Each picture moved up to 4 pixels, mirrored at its edge, and half of them flipped left to
+    right."""
+    flipped = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
+    x = torch.where(flipped, x.flip(3), x)
+    height, width = x.shape[2:]
+    padded = pad(x, (PICTURE_SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    top, left = torch.randint(0, 2 * PICTURE_SHIFT + 1, (2, len(x), 1), generator=generator,
+                              device=x.device)
+    rows = (top + torch.arange(height, device=x.device))[:, :, None]
+    columns = (left + torch.arange(width, device=x.device))[:, None, :]
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded[images, rows, columns].permute(0, 3, 1, 2)
+
+
+def augment_signs(x, generator):
+    """Each sign turned, stretched, slanted and moved, in other light."""
+    x = bend(x, generator, SIGN_SCALE, SIGN_SHEAR, SIGN_SHIFT_PIXELS, "border")
+    contrast, brightness = (uniform(x, generator, SIGN_BRIGHTNESS, 1, 1, 1) for _ in range(2))
+    return x * torch.exp(contrast) + brightness
+
+
+AUGMENT = {"digits": augment_digits, "pictures": augment_pictures, "signs": augment_signs,
+           "none": lambda x, generator: x}
+
+
+def uniform(x, generator, limit, *shape):
+    """Random numbers from -limit to limit, of this shape for each image of the batch."""
+    return (torch.rand(len(x), *shape, generator=generator, device=x.device) * 2 - 1) * limit
+
+
+def bend(x, generator, scale, shear, shift, outside):
+    """Each image turned by up to 12 degrees, stretched, slanted and moved (by pixels) at random.
+
+    `outside`: what lies beyond its edge, "zeros" or its "border".
+    """
+    angle = uniform(x, generator, math.radians(ROTATION_DEGREES))
+    across, down = (1 + uniform(x, generator, scale) for _ in range(2))
+    cos, sin, slant = torch.cos(angle), torch.sin(angle), uniform(x, generator, shear)
+    # grid_sample's unit is half a picture
+    moved = uniform(x, generator, 2 * shift / x.shape[-1], 2)
     matrix = torch.stack([
-        torch.stack([across * cos, across * (slant * cos - sin), shift[:, 0]], 1),
-        torch.stack([down * sin, down * (slant * sin + cos), shift[:, 1]], 1)], 1)
-    background = -MEAN / STD
+        torch.stack([across * cos, across * (slant * cos - sin), moved[:, 0]], 1),
+        torch.stack([down * sin, down * (slant * sin + cos), moved[:, 1]], 1)], 1)
     grid = affine_grid(matrix, x.shape, align_corners=False)
-    x = grid_sample(x - background, grid, align_corners=False) + background
-    return change_thickness(x, uniform(THICKNESS, 1, 1, 1))
+    return grid_sample(x, grid, padding_mode=outside, align_corners=False)
 
 
 def change_thickness(x, amount):

@@ -1,8 +1,8 @@
 """How a network is trained: the loop, and what it asks of torch.
 
-    training, held_out = hold_out(to_tensors(load_digits("train"), "cpu"))
-    run = Run(new_network("net", Net, recipe, "cpu"), recipe, training, held_out)
-    for line in train(run):
+    training, held_out = hold_out(load_images(image_set, "train"), "cpu")
+    net = new_network("net", Net, image_set, recipe, "cpu")
+    for line in train(Run(net, image_set, recipe, training, held_out)):
         print(line["epoch"], line["accuracy"])
 
 Everything is deterministic: the same recipe, machine and number of threads give the same weights,
@@ -17,16 +17,16 @@ import math
 import sys
 import time
 
+import numpy as np
 import torch
-from torch.nn.functional import kl_div, log_softmax, nll_loss
+from torch.nn.functional import kl_div, log_softmax, mse_loss, nll_loss
 
 from mnist.cli import show_progress
-from mnist.datasets.image_set import normalise
 from mnist.engines.pytorch import allow_tf32, bfloat16_missing
 from mnist.errors import UnavailableError
 from mnist.models.fold import channels_last
 from mnist.models.registry import make_network
-from mnist.training.augment import augment
+from mnist.training.augment import AUGMENT
 from mnist.training.recipe import HELD_OUT, MOMENTUM, TEACHER_SHARE, TEMPERATURE, WARM_UP
 
 
@@ -34,6 +34,7 @@ class Run:
     """One training: what it works on, and how far it is.
 
     net        as `new_network` gives it; a loaded one is quicker after `channels_last`
+    image_set  what the images are
     training   (images, targets), as `to_tensors` gives them, on the device to train on
     watched    the same of the images that accuracy and loss are measured on after each epoch
     teacher    a network whose log-probabilities are learned along with the targets: distillation.
@@ -46,13 +47,13 @@ class Run:
     after_step()  called when the weights have changed, to put right what must hold of them
     """
 
-    def __init__(self, net, recipe, training, watched, teacher=None, rank=0, world=1):
+    def __init__(self, net, image_set, recipe, training, watched, teacher=None, rank=0, world=1):
         self.device = training[0].device
-        self.net, self.recipe = net.to(self.device), recipe
+        self.net, self.image_set, self.recipe = net.to(self.device), image_set, recipe
         self.training, self.watched = training, watched
-        self.teacher = teacher and channels_last(teacher.to(self.device).eval())
+        self.teacher = teacher and channels_last(teacher.to(self.device).eval(), image_set)
         self.rank, self.world = rank, world
-        self.bfloat16 = use_bfloat16(recipe.precision, self.device.type, net)
+        self.bfloat16 = use_bfloat16(recipe.precision, self.device.type, net, image_set)
         self.optimiser = make_optimiser(net, recipe)
         self.history = []
         self.after_step = None
@@ -61,36 +62,58 @@ class Run:
 # --- The images -----------------------------------------------------------------------------------
 
 
-def to_tensors(arrays, device):
-    """(images uint8 (N, 28, 28), targets int64 (N,)) as tensors on the device, of two arrays."""
-    images, targets = (torch.from_numpy(array).to(device) for array in arrays[:2])
-    return images, targets.long()
+def to_tensors(data, device):
+    """(images uint8 (N, C, H, W), targets int64 (N,) or float32 (N, K)) of an `Images` as tensors
+    on the device."""
+    return tuple(torch.from_numpy(array).to(device) for array in (data.images, data.targets))
 
 
-def hold_out(tensors):
-    """(images to train on, the last HELD_OUT ones to choose by), of all the training images."""
-    if len(tensors[1]) <= HELD_OUT:
-        raise UnavailableError(f"{HELD_OUT} digits are to be held out, but there are only "
-                               f"{len(tensors[1])} to train on")
-    return [array[:-HELD_OUT] for array in tensors], [array[-HELD_OUT:] for array in tensors]
+def hold_out(data, device):
+    """(images to train on, those held out to choose by), each as `to_tensors` gives them, of all
+    the training images.
+
+    The last sixth is held out; where images come in groups of the same thing, a sixth of each
+    class's groups, so that nothing held out is as good as known.
+    """
+    number = len(data.targets)
+    if number * HELD_OUT < 1:
+        raise UnavailableError(f"a sixth of the images is to be held out, but there are {number}")
+    if data.groups is None:
+        held = np.arange(number) >= number - int(number * HELD_OUT)
+    else:
+        held = np.isin(data.groups, groups_to_hold_out(data.targets, data.groups))
+    held = torch.from_numpy(held).to(device)
+    tensors = to_tensors(data, device)
+    return [tensor[~held] for tensor in tensors], [tensor[held] for tensor in tensors]
+
+
+def groups_to_hold_out(targets, groups):
+    """A sixth of the groups of each class, one at least, the same every time."""
+    generator = np.random.RandomState(0)
+    chosen = []
+    for target in np.unique(targets):
+        own = np.unique(groups[targets == target])
+        chosen.extend(generator.permutation(own)[:max(1, int(len(own) * HELD_OUT))])
+    return chosen
 
 
 # --- The loop -------------------------------------------------------------------------------------
 
 
-def new_network(name, make, recipe, device):
-    """A network with the random weights of the recipe's seed, on the device.
+def new_network(name, make, image_set, recipe, device):
+    """A network for an image set with the random weights of the recipe's seed, on the device.
 
     `name`, `make`: as `mnist.models.registry.find_network` gives them.
     """
     torch.manual_seed(recipe.seed)
-    return channels_last(make_network(name, make).to(device))
+    return channels_last(make_network(name, make, image_set).to(device), image_set)
 
 
 def train(run):
     """Train `run.net` in place: yields the line of the history, a dict, after each epoch that is
     still to be made. Whoever stops asking ends the training."""
     recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
+    normalise, augment = run.image_set.normalise, AUGMENT[run.image_set.augment]
     prepare_device(device)
     net = distribute(run.net, device) if world > 1 else run.net
     steps = math.ceil(len(run.training[1]) / recipe.batch_size)
@@ -111,8 +134,8 @@ def train(run):
             changed = round(recipe.augment * len(x))  # the first ones: the order is random
             if changed:
                 x = torch.cat([augment(x[:changed], generator), x[changed:]])
-            log_probs, teacher_log_probs = outputs_of(run, net, x)
-            loss = loss_of(log_probs, y, recipe.label_smoothing, teacher_log_probs)
+            outputs, teacher_log_probs = outputs_of(run, net, x)
+            loss = loss_of(outputs, y, recipe.label_smoothing, teacher_log_probs)
             # The processes' gradients are averaged: weigh parts of unequal length by their length.
             (loss * (len(y) * world / len(targets[batch]))).backward()
             run.optimiser.step()
@@ -124,26 +147,30 @@ def train(run):
                 show_progress(step / steps, f"epoch {epoch + 1}/{recipe.epochs}")
         show_progress(None)
         if rank == 0:
-            loss, right = evaluate(run.net, run.watched)
-            run.history.append({
-                "epoch": epoch + 1, "seconds": time.perf_counter() - started,
-                "train_loss": float(train_loss) * world / len(targets), "loss": loss,
-                "right": right, "accuracy": right / len(run.watched[1])})
+            result = evaluate(run.net, run.image_set, run.watched)
+            run.history.append(dict(
+                {"epoch": epoch + 1, "seconds": time.perf_counter() - started,
+                 "train_loss": float(train_loss) * world / len(targets)}, **result))
             yield run.history[-1]
 
 
 def outputs_of(run, net, x):
-    """(log_probs, the teacher's or None), float32 (B, 10), of normalised images (B, 1, 28, 28)."""
+    """(outputs, the teacher's or None), float32 (B, K), of normalised images (B, C, H, W)."""
+    x = x.contiguous(memory_format=torch.channels_last)
     with arithmetic(run.bfloat16, x.device):
-        log_probs = net(x).float()
+        outputs = net(x).float()
         if run.teacher is None:
-            return log_probs, None
+            return outputs, None
         with torch.no_grad():
-            return log_probs, run.teacher(x).float()
+            return outputs, run.teacher(x).float()
 
 
-def loss_of(log_probs, targets, label_smoothing, teacher_log_probs=None):
-    """The mean loss of a batch: log_probs and teacher_log_probs (B, 10), targets (B,)."""
+def loss_of(outputs, targets, label_smoothing, teacher_log_probs=None):
+    """The mean loss of a batch: of log-probabilities (B, K) and the teacher's for class numbers
+    (B,); of values (B, K) the mean squared error from float32 (B, K)."""
+    if targets.is_floating_point():
+        return mse_loss(outputs, targets)
+    log_probs = outputs
     loss = nll_loss(log_probs, targets)
     if label_smoothing:
         loss = torch.lerp(loss, -log_probs.mean(), label_smoothing)
@@ -155,38 +182,43 @@ def loss_of(log_probs, targets, label_smoothing, teacher_log_probs=None):
     return torch.lerp(loss, distance, TEACHER_SHARE)
 
 
-def evaluate(net, tensors):
-    """(mean loss, number right) of the network in float32 over (images, targets) on the device."""
+def evaluate(net, image_set, tensors):
+    """How good the network is in float32 over (images, targets) on the device: {"loss", "right",
+    "accuracy"}, or for regression {"loss", "rmse"}."""
     net.eval()
     loss, right = 0.0, 0
     with torch.no_grad():
         for images, targets in zip(*(array.split(100) for array in tensors)):
-            log_probs = net(normalise(images)).float()
-            loss += float(nll_loss(log_probs, targets, reduction="sum"))
-            right += int((log_probs.argmax(1) == targets).sum())
-    return loss / len(tensors[1]), right
+            outputs = net(image_set.normalise(images)).float()
+            loss += float(loss_of(outputs, targets, 0)) * len(targets)
+            if image_set.task == "classification":
+                right += int((outputs.argmax(1) == targets).sum())
+    number = len(tensors[1])
+    if image_set.task == "regression":
+        return {"loss": loss / number, "rmse": math.sqrt(loss / number)}
+    return {"loss": loss / number, "right": right, "accuracy": right / number}
 
 
 # --- The arithmetic -------------------------------------------------------------------------------
 
 
-def use_bfloat16(precision, device, net):
+def use_bfloat16(precision, device, net, image_set):
     """Whether to train `net` in bfloat16: asked for, or `auto` on a processor that has it.
 
     torch emulates it everywhere else, slowly.
     """
     return precision == "bf16" or (precision == "auto" and has_bfloat16(device)
-                                   and trains_in_bfloat16(net))
+                                   and trains_in_bfloat16(net, image_set))
 
 
-def trains_in_bfloat16(net):
+def trains_in_bfloat16(net, image_set):
     """Whether torch has all that a step of this network takes; older ones lack some of it."""
     trial = copy.deepcopy(net).train()
-    x = torch.zeros(2, 1, 28, 28, device=next(net.parameters()).device)
+    x = torch.zeros((2,) + tuple(image_set.shape), device=next(net.parameters()).device)
     try:
         with arithmetic(True, x.device):
-            log_probs = trial(x)
-        log_probs.float().sum().backward()
+            outputs = trial(x)
+        outputs.float().sum().backward()
     except RuntimeError:
         return False
     return True

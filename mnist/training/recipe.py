@@ -17,19 +17,19 @@ WARM_UP = 0.25  # the part of the training in which the learning rate climbs to 
 TEMPERATURE = 4
 TEACHER_SHARE = 0.9
 
-HELD_OUT = 10000  # images at the end of the training set that are kept for choosing
+HELD_OUT = 1 / 6  # of the training images are kept for choosing with --validate
 
 
 class Recipe(NamedTuple):
-    """What a training does, apart from the network and the digits."""
+    """What a training does, apart from the network and the images."""
 
     epochs: int = 5
-    batch_size: int = USUAL_BATCH  # digits a step, over all processes
+    batch_size: int = USUAL_BATCH  # images a step, over all processes
     optimizer: str = "sgd"  # with Nesterov momentum, or "adamw"
     lr: float = None  # the peak; None: `peak` chooses
     weight_decay: float = 5e-4
     label_smoothing: float = 0.05  # weight of the wrong classes in the loss
-    augment: float = 0.0  # the share of each batch's digits that `augment` changes
+    augment: float = 0.0  # the share of each batch's images that is augmented
     precision: str = "auto"  # "fp32", "bf16", or what `use_bfloat16` makes of "auto"
     seed: int = 0
 

@@ -107,8 +107,8 @@ def compare_engines(arguments):
             for entry, network in entries]
     close_all(stopwatches)
     add_speed_ups(rows)
-    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads, "repeat": arguments.repeat,
-                "seconds": arguments.seconds}
+    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
+                "repeat": arguments.repeat, "seconds": arguments.seconds}
     record = make_record(settings, rows, used_by_others)
     try:
         return publish(record, arguments.json, format_comparison(record, arguments.markdown),

@@ -3,17 +3,19 @@
 examples:
   python CompressMNIST.py                                 every method, about ten minutes of CPU
   python CompressMNIST.py --method int8 small+int8
+  python CompressMNIST.py --data cifar10                  another image set and its network
   python CompressMNIST.py --method pruned+clustered --sparsity 0.95 --clusters 32
   python CompressMNIST.py --output-dir smaller --plot compressed.png --json compressed.json
 
 Pruned and clustered networks are written as weights files, which every program takes
-(--weights net-pruned.pth); fp16 and int8 ones as ONNX files that take raw grey levels. --precision
+(--weights net-pruned.pth); fp16 and int8 ones as ONNX files that take raw pixels. --precision
 int8 in the other programs finds the int8 file that lies beside the weights. Fine-tuning sees
-training digits alone, without those held out; the test digits are read once for each row.
+training images alone, without those held out; the test images are read once for each row.
 """
 
 import argparse
 import collections
+import functools
 import gzip
 import os
 import sys
@@ -55,7 +57,7 @@ quickest engine of the smallest networks isn't always the int8 one: turning numb
 costs ONNX Runtime more there than it saves. A training file with its optimiser's state is three
 times the size; to leave that out is no compression, and it isn't counted here."""
 
-TIMED = 1024  # test digits that are read for the times, whole batches of them
+TIMED = 1024  # test images that are read for the times, whole batches of them
 BATCHES = (1, 64)
 
 
@@ -71,42 +73,50 @@ def main():
 
     from mnist.engines.registry import set_threads
     from mnist.models.weights import load_network
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set
     set_threads(arguments.threads)
-    network = load_network(arguments.weights, arguments.network, arguments.trust_pickle)
+    network = load_network(arguments.weights, arguments.network,
+                           arguments.data and find_image_set(arguments.data),
+                           arguments.trust_pickle)
     print(f"weights: {network.origin}", file=sys.stderr, flush=True)
-    test = load_digits("test", "mnist", arguments.data_dir)[:2]
+    if network.image_set.task != "classification":
+        raise UnavailableError("what is compressed here is a classifier; int8 of other networks "
+                               "is timed by CompareMNIST.py --precision int8")
+    if arguments.method is None:  # small is MNIST's
+        arguments.method = [name for name in METHODS
+                            if network.image_set.name == "mnist" or not name.startswith("small")]
     workshop = Workshop(network, arguments)
-    rows = [make_row(workshop, "original", test, [])]
+    rows = [make_row(workshop, "original", [])]
     try:
-        status = make_rows(workshop, rows, test)
-        add_times(workshop, rows, test[0])
+        status = make_rows(workshop, rows)
+        add_times(workshop, rows)
     except KeyboardInterrupt:
         show_progress(None)
         print("interrupted; what was finished follows", file=sys.stderr)
         status = 130
-    show(arguments, network, rows)
+    show(arguments, workshop, rows)
     return status
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "network", "weights", "trust-pickle")
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle")
     choices = [name for name in METHODS if name != "original"]
-    parser.add_argument("--method", nargs="+", choices=choices, default=choices, metavar="NAME",
-                        help=f"what to make: {' '.join(choices)} (default: all)")
+    parser.add_argument("--method", nargs="+", choices=choices, metavar="NAME",
+                        help=f"what to make: {' '.join(choices)} (default: all; small "
+                             "ones for MNIST only)")
     parser.add_argument("--sparsity", type=share, default=0.9, metavar="S",
                         help="the share of the weights that pruning sets to zero "
                              "(default: %(default)s)")
     parser.add_argument("--clusters", type=clusters, default=16, metavar="N",
                         help="values that the weights of a layer share (default: %(default)s)")
     parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
-                        help="passes over the training digits for fine-tuning what was pruned "
+                        help="passes over the training images for fine-tuning what was pruned "
                              "(default: %(default)s)")
-    parser.add_argument("--output-dir", default=ROOT, metavar="DIR",
+    parser.add_argument("--output-dir", type=os.path.expanduser, default=ROOT, metavar="DIR",
                         help="where the files go (default: beside the scripts)")
     parser.add_argument("--repeat", type=positive_int, default=3, metavar="N",
-                        help=f"passes over the {TIMED:,} digits that are timed "
+                        help=f"passes over the {TIMED:,} images that are timed "
                              "(default: %(default)s)")
     add_flags(parser, "threads", "no-tuning", "json", "plot")
     return parser.parse_args()
@@ -132,88 +142,107 @@ def clusters(text):
 
 
 class Workshop:
-    """The networks that are made, each once, and where their files go."""
+    """The networks that are made, each once, and the images to make and to judge them by."""
 
     def __init__(self, network, arguments):
-        self.network, self.arguments = network, arguments
+        from MNISTdsource import load_images
+        self.arguments, self.image_set = arguments, network.image_set
         self.name = os.path.splitext(os.path.basename(network.path))[0]
-        self.made = {"original": network.net}
+        self.made = {"original": network._replace(path=self.path(self.name))}
         self.notes = {}
+        self.load = functools.partial(load_images, network.image_set, data=arguments.data,
+                                      data_dir=arguments.data_dir)
+        self.test = self.load("test")
 
-    def stem(self, kind):
-        """The path, without extension, of the files of one kind of network."""
-        name = self.name if kind == "original" else f"{self.name}-{kind.replace('+', '-')}"
-        return os.path.join(self.arguments.output_dir, "small" if kind == "small" else name)
+    def path(self, name):
+        """Where a weights file of this name goes."""
+        return os.path.join(self.arguments.output_dir, name + ".pth")
 
-    def net(self, kind):
-        """The network of one kind, in eval mode on the CPU; made, and its file written, once."""
+    def network(self, kind):
+        """The `Network` of one kind; made, and its file written, once."""
         if kind not in self.made:
-            self.made[kind] = getattr(self, "make_" + kind.replace("+", "_"))()
+            made = MAKERS[kind](self)
             if kind != "small":
                 from mnist.models.weights import save_weights
-                save_weights(self.made[kind], self.stem(kind) + ".pth")
-                print(f"saved {self.stem(kind)}.pth", file=sys.stderr, flush=True)
+                made = made._replace(path=self.path(f"{self.name}-{kind.replace('+', '-')}"))
+                save_weights(made.net, made.path, made.name, made.image_set)
+                print(f"saved {made.path}", file=sys.stderr, flush=True)
+            self.made[kind] = made
         return self.made[kind]
 
-    def make_pruned(self):
-        from mnist.training.compress import prune
-        from mnist.training.loop import hold_out, to_tensors
-        from mnist.training.recipe import Recipe
-        from MNISTdsource import load_digits
-        arguments = self.arguments
-        training, held_out = hold_out(to_tensors(
-            load_digits("train", "mnist", arguments.data_dir), "cpu"))
-        recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02)
-        pruned, history = prune(self.network.net, arguments.sparsity, recipe, training, held_out)
-        self.notes["pruned"] = {"held_out_accuracy": history[-1]["accuracy"],
-                                "seconds": sum(epoch["seconds"] for epoch in history)}
-        return pruned
-
-    def make_clustered(self):
-        from mnist.training.compress import cluster
-        return cluster(self.network.net, self.arguments.clusters)
-
-    def make_pruned_clustered(self):
-        from mnist.training.compress import cluster
-        return cluster(self.net("pruned"), self.arguments.clusters)
-
-    def make_small(self):
-        from mnist.models.weights import load_network
-        try:
-            small = load_network(network="small")
-        except UnavailableError as error:
-            raise UnavailableError("small is distilled by a training of its own: python "
-                                   f"TrainMNIST.py --network small --teacher {self.network.path}"
-                                   ) from error
-        print(f"small: {small.origin}", file=sys.stderr, flush=True)
-        return small.net
+    def calibration(self):
+        """The images that int8 is calibrated on."""
+        from MNISTdsource import calibration_images
+        return calibration_images(self.image_set, self.arguments.data, self.arguments.data_dir)
 
     def graph(self, kind, precision):
         """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""
         from mnist.engines.int8 import network_graph
         from mnist.files import write_atomically
-        graph = network_graph(self.net(kind), precision, self.stem(kind), self.arguments.data_dir)
+        network = self.network(kind)
+        graph = network_graph(network, precision, self.calibration)
         if precision == "fp16":
-            with write_atomically(f"{self.stem(kind)}-fp16.onnx") as file:
+            with write_atomically(network.stem + "-fp16.onnx") as file:
                 file.write(graph)
         return graph
 
 
-def make_rows(workshop, rows, test):
+def make_pruned(workshop):
+    """The original with most of its weights zero, fine-tuned."""
+    from mnist.training.compress import prune
+    from mnist.training.loop import hold_out
+    from mnist.training.recipe import Recipe
+    arguments = workshop.arguments
+    training, held_out = hold_out(workshop.load("train"), "cpu")
+    # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
+    augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
+    recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02, augment=augment)
+    pruned, history = prune(workshop.network("original"), arguments.sparsity, recipe, training,
+                            held_out)
+    workshop.notes["pruned"] = {"held_out_accuracy": history[-1]["accuracy"],
+                                "seconds": sum(epoch["seconds"] for epoch in history)}
+    return pruned
+
+
+def make_clustered(workshop, of="original"):
+    """One of the networks with a few values for all weights of a layer."""
+    from mnist.training.compress import cluster
+    network = workshop.network(of)
+    return network._replace(net=cluster(network.net, workshop.arguments.clusters))
+
+
+def load_small(workshop):
+    """The network `small`, which a training of its own has distilled."""
+    from mnist.models.weights import load_network
+    try:
+        small = load_network(None, "small", workshop.image_set)
+    except UnavailableError as error:
+        raise UnavailableError("small is distilled by a training of its own: python TrainMNIST.py "
+                               f"--data {workshop.image_set.name} --network small --teacher …"
+                               ) from error
+    print(f"small: {small.origin}", file=sys.stderr, flush=True)
+    return small._replace(path=workshop.path("small"))
+
+
+MAKERS = {"pruned": make_pruned, "clustered": make_clustered, "small": load_small,
+          "pruned+clustered": functools.partial(make_clustered, of="pruned")}
+
+
+def make_rows(workshop, rows):
     """Add the row of each method that was asked for to `rows`; gives the exit status."""
     status = 0
     for name in METHODS:
         if name in workshop.arguments.method:
             try:
-                rows.append(make_row(workshop, name, test, rows))
+                rows.append(make_row(workshop, name, rows))
             except MNISTError as error:  # the other methods' work isn't lost by it
                 warn(f"{name} is missing: {error}")
                 status = error.exit_status
     return status
 
 
-def make_row(workshop, name, test, rows):
-    """Make one network and give its row: its size, and its predictions for the test digits."""
+def make_row(workshop, name, rows):
+    """Make one network and give its row: its size, and its predictions for the test images."""
     from mnist.bench.stopwatch import in_batches
     from mnist.engines.runtimes import OnnxRuntimeEngine
     from mnist.training.compress import count_non_zero, ideal_bytes
@@ -222,26 +251,26 @@ def make_row(workshop, name, test, rows):
     started = time.perf_counter()
     show_progress(len(rows) / len(METHODS), name)
     graph = workshop.graph(kind, precision)
-    net = workshop.net(kind)
-    engine = OnnxRuntimeEngine(graph, "cpu", precision, 100)
-    predictions = [digit for batch in in_batches(test[0], 100)
-               for digit in engine(batch).argmax(1).tolist()]
+    net, image_set, test = workshop.network(kind).net, workshop.image_set, workshop.test
+    engine = OnnxRuntimeEngine(graph, image_set, "cpu", precision, 100)
+    predictions = [prediction for batch in in_batches(test.images, 100)
+                   for prediction in engine(batch).argmax(1).tolist()]
     engine.close()
     show_progress(None)
     first = rows[0]["predictions"] if rows else predictions
     packed = "pruned" in kind or "clustered" in kind
     row = {
         "method": name, "precision": precision, "parameters": count_parameters(net),
-        "non_zero": count_non_zero(net), "macs": count_macs(net),
+        "non_zero": count_non_zero(net), "macs": count_macs(net, image_set.shape),
         "onnx_bytes": len(graph), "gzip_bytes": len(gzip.compress(graph, 9)),
         "ideal_bytes": ideal_bytes(net) if packed and precision == "fp32" else None,
-        "right": sum(int(a) == int(b) for a, b in zip(predictions, test[1])),
+        "right": sum(int(a) == int(b) for a, b in zip(predictions, test.targets)),
         "changed": sum(a != b for a, b in zip(predictions, first)),
-        "digits": len(predictions), "predictions": predictions, "times": [],
+        "images": len(predictions), "predictions": predictions, "times": [],
         "seconds": time.perf_counter() - started,
     }
     row.update(workshop.notes.get(kind, {}) if precision == "fp32" else {})
-    print(f"{name}: {row['right']} of {row['digits']} right, {row['onnx_bytes']:,} bytes, made in "
+    print(f"{name}: {row['right']} of {row['images']} right, {row['onnx_bytes']:,} bytes, made in "
           f"{row['seconds']:.1f} s", file=sys.stderr, flush=True)
     return row
 
@@ -249,7 +278,7 @@ def make_row(workshop, name, test, rows):
 # --- Timing ---------------------------------------------------------------------------------------
 
 
-def add_times(workshop, rows, images):
+def add_times(workshop, rows):
     """Time every row on this machine's engines, in turns."""
     from mnist.bench.stopwatch import Stopwatch, take_turns
     from mnist.engines.registry import ENGINES, open_engine, why_not
@@ -259,11 +288,10 @@ def add_times(workshop, rows, images):
               if not why_not(kind.name, device, row["precision"]) for batch_size in BATCHES]
     for done, (row, name, device, batch_size) in enumerate(wanted):
         show_progress(done / len(wanted), "opening engines")
-        kind = METHODS[row["method"]].made_of
-        engine = open_engine(name, workshop.net(kind), device, row["precision"], batch_size,
-                             workshop.stem(kind), workshop.arguments.data_dir,
-                             tuning=not workshop.arguments.no_tuning)
-        stopwatches.append((row, Stopwatch(engine, images[:TIMED])))
+        network = workshop.network(METHODS[row["method"]].made_of)
+        engine = open_engine(name, network, device, row["precision"], batch_size,
+                             workshop.calibration, tuning=not workshop.arguments.no_tuning)
+        stopwatches.append((row, Stopwatch(engine, workshop.test.images[:TIMED])))
     take_turns([stopwatch for _, stopwatch in stopwatches], workshop.arguments.repeat)
     for row, stopwatch in stopwatches:
         engine = stopwatch.engine
@@ -284,17 +312,19 @@ def time_of(row, engine, device, batch_size):
 # --- Showing --------------------------------------------------------------------------------------
 
 
-def show(arguments, network, rows):
+def show(arguments, workshop, rows):
     """Print the tables, write record and plot."""
     from mnist.machine import machine_record
-    print("\n".join([f"{network.origin}, {rows[0]['digits']:,} test digits of MNIST",
+    origin, data = workshop.network("original").origin, workshop.test
+    print("\n".join([f"{origin}, {len(data.images):,} test images of {data.source}",
                      "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
     for row in rows:
         del row["predictions"]
     if arguments.json:
         save_json(arguments.json, {
             "schema": 1, "machine": machine_record(), "rows": rows, "settings": {
-                "weights": network.origin, "sparsity": arguments.sparsity,
+                "weights": origin, "image_set": workshop.image_set.name, "data": data.source,
+                "data_sha256": data.digest, "sparsity": arguments.sparsity,
                 "clusters": arguments.clusters, "epochs": arguments.epochs}})
     if arguments.plot:
         plot(arguments.plot, rows)
@@ -337,7 +367,7 @@ def plot(path, rows):
     from mnist.bench.plots import draw_trade_off, new_figure, save_figure
     by_size, by_time = {}, {}
     for row in rows:
-        share = row["right"] / row["digits"]
+        share = row["right"] / row["images"]
         by_size[row["method"]] = row["gzip_bytes"] / 1e3, share
         times = [time_["median_ms"] for time_ in row["times"] if time_["batch_size"] == 1]
         if times:
@@ -345,8 +375,8 @@ def plot(path, rows):
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
     draw_trade_off(left, by_size, "KB of the ONNX file, gzipped")
-    draw_trade_off(right, by_time, "ms for one digit, quickest engine")
-    left.set_ylabel("misread test digits, %")
+    draw_trade_off(right, by_time, "ms for one image, quickest engine")
+    left.set_ylabel("misread test images, %")
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -133,8 +133,8 @@ def time_engines(arguments, network, data, deadline):
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
     used_by_others = others.share()
-    settings = {"data": data.source, "data_sha256": data.digest, "dynamic": arguments.dynamic, "repeat": arguments.repeat,
-                "seconds": arguments.seconds}
+    settings = {"data": data.source, "data_sha256": data.digest, "dynamic": arguments.dynamic,
+                "repeat": arguments.repeat, "seconds": arguments.seconds}
     return publish(make_record(settings, rows, used_by_others), arguments.json,
                    interrupted=interrupted)
 

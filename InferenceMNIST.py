@@ -55,8 +55,8 @@ def main():
                    for batch_size in arguments.batch_size]
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
     rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
-    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads, "repeat": arguments.repeat,
-                "seconds": arguments.seconds}
+    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
+                "repeat": arguments.repeat, "seconds": arguments.seconds}
     try:
         return publish(make_record(settings, rows, others.share()), arguments.json,
                        interrupted=interrupted)

@@ -166,7 +166,7 @@ def describe_idx(folder):
 # --- Loading --------------------------------------------------------------------------------------
 
 
-def load_split(split, data="mnist", data_dir=None, download=True):
+def load_split(split, data_dir=None, data="mnist", download=True):
     """The "train" or "test" images of a set by name: uint8 (N, C, H, W), targets int64 (N,).
 
     Looks in `data_dir`, else where the module's text says, and no further: a folder that was named
@@ -216,8 +216,8 @@ def load_images(image_set, split, data=None, data_dir=None, limit=None, download
         return as_images(read(split), f"{kind} in {data}", limit)
     name = data or image_set.name
     if name not in IMAGE_SETS:
-        raise UnavailableError(f"the weights are of the images of {name!r}: say where they are with "
-                               "--data FOLDER")
+        raise UnavailableError(f"the weights are of the images of {name!r}: say where they are "
+                               "with --data FOLDER")
     source = SOURCES[name]
     check_alike(image_set, source.image_set)
     try:
@@ -246,9 +246,9 @@ def check_alike(image_set, other):
     """Raise UnavailableError where images of `other` can't be given to a network of `image_set`."""
     if (image_set.shape, image_set.outputs) != (other.shape, other.outputs):
         raise UnavailableError(
-            "the weights are of {}, images of {}×{}×{} and {} classes; {} has {}×{}×{} and {}".format(
-                image_set.name, *image_set.shape, image_set.outputs, other.name, *other.shape,
-                other.outputs))
+            "the weights are of {}, images of {}×{}×{} and {} classes; ".format(
+                image_set.name, *image_set.shape, image_set.outputs)
+            + "{} has {}×{}×{} and {}".format(other.name, *other.shape, other.outputs))
 
 
 def folder_reader(image_set, folder):

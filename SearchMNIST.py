@@ -1,4 +1,4 @@
-"""Find out what matters: many trainings with different settings, judged on held-out digits.
+"""Find out what matters: many trainings with different settings, judged on held-out images.
 
 examples:
   python SearchMNIST.py grid                              batch size × epochs
@@ -37,7 +37,7 @@ from mnist.cli import (
 )
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
-from mnist.training.recipe import HELD_OUT, LEARNING_RATES, Recipe
+from mnist.training.recipe import LEARNING_RATES, Recipe
 
 # The settings that can be varied, and what each kind of study tries unless told.
 SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
@@ -68,8 +68,8 @@ def main():
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
     global NETWORKS, RANGES, RATES, as_good_as_the_best, check_plot, choose_device, default_point
-    global done, evaluate, find_network, format_study, hold_out, import_optuna, load_digits
-    global machine_record, new_network, open_storage, open_study, plot_study
+    global done, evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
+    global load_images, machine_record, new_network, open_storage, open_study, plot_study
     global ranking, row_of, set_threads
     global setting_text, storage_failures, suggest, to_tensors, Run, train
     from mnist.bench.plots import check_plot, plot_study
@@ -92,21 +92,19 @@ def import_library():
         storage_failures,
         suggest,
     )
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set, load_images
     from MNISTmodel import NETWORKS
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("kind", choices=sorted(TRIED), help="what kind of study")
-    add_flags(parser, "data-dir", "device", "threads")
+    add_flags(parser, "data", "data-dir", "device", "threads", data="mnist")
     parser.add_argument("--network", default="net", metavar="NAME",
                         help="a built-in network, or FILE.py:CLASS (default: %(default)s)")
-    parser.add_argument("--data", choices=("mnist", "generated"), default="mnist",
-                        help="generated: digits drawn from fonts (default: %(default)s)")
     parser.add_argument("--digits", type=positive_int, metavar="N",
-                        help=f"train on so many digits, to be quick (default: all but the "
-                             f"{HELD_OUT} held out)")
+                        help="train on so many images, to be quick (default: all but the "
+                             "sixth that is held out)")
     parser.add_argument("--seeds", type=positive_int, default=1, metavar="N",
                         help="train each so often; a difference within the seeds' deviation isn't "
                              "called one (default: %(default)s)")
@@ -204,7 +202,7 @@ class Plan:
         return settings.get("network", self.arguments.network), Recipe(seed=seed, **fields)
 
     def command(self, settings):
-        """The command that trains with these settings on all the digits."""
+        """The command that trains with these settings on all the images."""
         network, recipe = self.recipe(settings)
         usual = Recipe(batch_size=recipe.batch_size, optimizer=recipe.optimizer)
         words = ["python", "TrainMNIST.py"]
@@ -235,13 +233,14 @@ def count_points(space):
 
 
 class Trainer:
-    """Trains what the workers of a study are given, on the digits that aren't held out."""
+    """Trains what the workers of a study are given, on the images that aren't held out."""
 
     def __init__(self, plan):
         arguments = plan.arguments
         self.plan, self.device = plan, arguments.device
-        training, self.held_out = hold_out(to_tensors(
-            load_digits("train", arguments.data, arguments.data_dir), self.device))
+        self.image_set = find_image_set(arguments.data)
+        data = load_images(self.image_set, "train", arguments.data, arguments.data_dir)
+        training, self.held_out = hold_out(data, self.device)
         if arguments.digits and arguments.digits > len(training[1]):
             raise UnavailableError(f"--digits {arguments.digits}: there are only "
                                    f"{len(training[1])} beside those held out")
@@ -250,8 +249,9 @@ class Trainer:
     def train(self, settings, seed, after_epoch=None):
         """(network, history, whether it diverged); the history ends early where it did."""
         network, recipe = self.plan.recipe(settings, seed)
-        run = Run(new_network(*find_network(network), recipe=recipe, device=self.device), recipe,
-                  self.training, self.held_out)
+        name, make = find_network(network)
+        net = new_network(name, make, self.image_set, recipe, self.device)
+        run = Run(net, self.image_set, recipe, self.training, self.held_out)
         for line in train(run):
             if not math.isfinite(line["train_loss"] + line["loss"]):
                 return run.net, run.history, True
@@ -314,7 +314,8 @@ def search(arguments):
         work(study, plan, trainer, {trial.number for trial in done(study)})
         return 0
     print(f"study {study.study_name} in {arguments.storage}: {plan.trials} trials, "
-          f"{len(done(study))} done; {len(trainer.training[1])} digits to train on, {HELD_OUT} "
+          f"{len(done(study))} done; {len(trainer.training[1])} images to train on, "
+          f"{len(trainer.held_out[1])} "
           "held out", flush=True)
     helpers = start_workers(arguments)
     status = 0
@@ -383,18 +384,20 @@ def stop_workers(helpers):
 
 
 def choose(study, plan, trainer):
-    """Evaluate the best settings on the test digits, once; the study remembers the result."""
+    """Evaluate the best settings on the test images, once; the study remembers the result."""
     best = ranking(study)[0]
     chosen = study.user_attrs.get("choice")
     if best["diverged"] or chosen and chosen["settings"] == best["settings"]:
-        return  # every training diverged, or the test digits were read already
+        return  # every training diverged, or the test images were read already
     net, _, _ = trainer.train(best["settings"], seed=0)
     arguments = plan.arguments
-    test = to_tensors(load_digits("test", arguments.data, arguments.data_dir), trainer.device)
-    loss, right = evaluate(net, test)
+    test = to_tensors(load_images(trainer.image_set, "test", arguments.data, arguments.data_dir),
+                      trainer.device)
+    result = evaluate(net, trainer.image_set, test)
     study.set_user_attr("choice", {
-        "settings": best["settings"], "command": plan.command(best["settings"]), "test_loss": loss,
-        "test_accuracy": right / len(test[1])})
+        "settings": best["settings"], "command": plan.command(best["settings"]),
+        "test_loss": result["loss"],
+        "test_accuracy": result["accuracy"]})
 
 
 # --- Showing --------------------------------------------------------------------------------------
@@ -404,7 +407,7 @@ def report(plan, row, number):
     """Print the line of a trial that is done, the `number`th."""
     print(f"{number}/{plan.trials}  {describe_settings(plan, row['settings'])}: "
           + ("stopped early, " if row["pruned"] else "")
-          + f"{accuracy_text(row)} of the held-out digits, {row['seconds']:.1f} s", flush=True)
+          + f"{accuracy_text(row)} of the held-out images, {row['seconds']:.1f} s", flush=True)
 
 
 def show(study, plan, trainer):
@@ -412,17 +415,17 @@ def show(study, plan, trainer):
     arguments, rows = plan.arguments, ranking(study)
     if not rows:
         return  # stopped before the first was done
-    alike = as_good_as_the_best(rows, HELD_OUT)
+    alike = as_good_as_the_best(rows, len(trainer.held_out[1]))
     rows = [dict(row, as_good_as_the_best=row in alike) for row in rows]
     choice = study.user_attrs.get("choice")
     record = {"schema": 1, "machine": machine_record(), "study": study.user_attrs["description"],
-              "trained_on": len(trainer.training[1]), "held_out": HELD_OUT,
+              "trained_on": len(trainer.training[1]), "held_out": len(trainer.held_out[1]),
               "points": plan.trials, "varied": plan.varied, "rows": rows,
               "choice": choice}
     print("\n" + format_study(record))
     if choice:
-        print(f"\nThe choice has an accuracy of {choice['test_accuracy']:.2%} on the test digits, "
-              f"trained on {len(trainer.training[1])} digits. To train it on all of them:\n"
+        print(f"\nThe choice has an accuracy of {choice['test_accuracy']:.2%} on the test images, "
+              f"trained on {len(trainer.training[1])} images. To train it on all of them:\n"
               f"  {choice['command']}")
     if arguments.json:
         save_json(arguments.json, record)

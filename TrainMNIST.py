@@ -148,8 +148,9 @@ def add_flags_of_files(parser):
     parser.add_argument("--output", type=os.path.expanduser, metavar="FILE",
                         help="weights to write (default: NetMNIST.pth beside the scripts, named "
                              "after network and image set; with --validate NetMNIST-validate.pth)")
-    parser.add_argument("--json", type=os.path.expanduser, metavar="FILE", help="where the record of the training goes, - "
-                        "for stdout (default: beside the weights, NetMNIST.json)")
+    parser.add_argument("--json", type=os.path.expanduser, metavar="FILE",
+                        help="where the record of the training goes, - for stdout (default: beside "
+                             "the weights, NetMNIST.json)")
     parser.add_argument("--resume", action="store_true",
                         help="go on after the last completed epoch of the same command")
 
@@ -259,8 +260,8 @@ def check_converged(run, data):
     mean = data.images[:1000].mean() / 255
     wrong_kind = abs(mean - np.mean(image_set.mean)) > 0.3
     raise MNISTError(
-        f"the training diverged: loss {last['loss']:.4g} and accuracy {last['accuracy']:.2%}, where "
-        f"guessing has {math.log(image_set.outputs):.2f}; nothing was saved.\n"
+        f"the training diverged: loss {last['loss']:.4g} and accuracy {last['accuracy']:.2%}, "
+        f"where guessing has {math.log(image_set.outputs):.2f}; nothing was saved.\n"
         + (f"The images' mean is {mean:.2f}, {image_set.name}'s {np.mean(image_set.mean):.2f}: are "
            "they light on dark?" if wrong_kind else
            f"A smaller --lr than {run.recipe.peak():g} may help"))
@@ -401,7 +402,8 @@ def write_record(arguments, run, settings, result):
         "teacher_sha256": arguments.teacher and file_digest(arguments.teacher),
         "weights": {"file": os.path.basename(arguments.output),
                     "sha256": file_digest(arguments.output),
-                    "parameters": count_parameters(net), "macs": count_macs(net, run.image_set.shape)},
+                    "parameters": count_parameters(net),
+                    "macs": count_macs(net, run.image_set.shape)},
         "epochs": run.history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:

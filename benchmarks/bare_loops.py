@@ -6,7 +6,7 @@ examples:
 
 ours: engine(images), from uint8 pixels to log-probabilities, as CompareMNIST.py times it.
 bare: the library's own call, the quickest way it has, over float32 batches that lie ready:
-  torch         net(x) on normalised digits, the engine's own folded network, in inference mode
+  torch         net(x) on normalised images, the engine's own folded network, in inference mode
   onnxruntime   the batch copied into the bound input, session.run_with_iobinding
   openvino      the batch copied into the request's input tensor, request.infer
 
@@ -32,16 +32,17 @@ def main():
 
     from mnist.engines.registry import open_engine, set_threads, why_not
     from mnist.models.weights import load_network
-    from MNISTdsource import load_digits
+    from MNISTdsource import find_image_set, load_images
     print(f"{set_threads(arguments.threads)} threads")
-    net = load_network(arguments.weights, arguments.network).net
-    images, _, _ = load_digits("test", arguments.data, arguments.data_dir)
+    network = load_network(arguments.weights, arguments.network,
+                           arguments.data and find_image_set(arguments.data))
+    images = load_images(network.image_set, "test", arguments.data, arguments.data_dir).images
     for name, make_bare in BARE.items():
         if why_not(name):
             print(f"{name}: {why_not(name)}")
             continue
         for batch_size in arguments.batch_size:
-            engine = open_engine(name, net, batch_size=batch_size)
+            engine = open_engine(name, network, batch_size=batch_size)
             batches = batches_of(images, batch_size)
             compare(f"{name:12} batch {batch_size:3}", engine, batches,
                     *make_bare(engine, batches))
@@ -49,7 +50,7 @@ def main():
 
 
 def batches_of(images, size):
-    """The batches of one turn: of a hundred digits, but at least five."""
+    """The batches of one turn: of a hundred images, but at least five."""
     return [images[k * size:(k + 1) * size] for k in range(max(100 // size, 5))]
 
 
@@ -84,7 +85,7 @@ def bare_onnxruntime(engine, batches):
         engine.pixels[:] = x
         engine.session.run_with_iobinding(engine.binding)
 
-    return call, grey_levels(batches)
+    return call, pixels(batches)
 
 
 def bare_openvino(engine, batches):
@@ -92,12 +93,12 @@ def bare_openvino(engine, batches):
         engine.pixels[:] = x
         engine.request.infer()
 
-    return call, grey_levels(batches)
+    return call, pixels(batches)
 
 
-def grey_levels(batches):
+def pixels(batches):
     import numpy as np
-    return [batch[:, None].astype(np.float32) for batch in batches]
+    return [batch.astype(np.float32) for batch in batches]
 
 
 # For each engine, what makes the bare call and its ready batches.

@@ -21,17 +21,19 @@ from mnist.cli import add_flags, make_parser, positive_int, run_program
 def main():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "network", "weights", "threads")
-    parser.add_argument("--digits", type=positive_int, default=10000, metavar="N",
-                        help="the first N training digits (default: %(default)s)")
+    parser.add_argument("--images", type=positive_int, default=10000, metavar="N",
+                        help="the first N training images (default: %(default)s)")
     arguments = parser.parse_args()
 
     from mnist.engines.registry import ENGINES, reference_log_probs, set_threads, why_not
-    from MNISTdsource import load_digits
+    from MNISTdsource import load_images
     set_threads(arguments.threads)
-    images, _, source = load_digits("train", arguments.data, arguments.data_dir, arguments.digits)
     for network in networks(arguments):
-        print(f"{network.name}, {network.origin}, {len(images)} digits ({source})", flush=True)
-        reference = reference_log_probs(network.net, images)
+        data = load_images(network.image_set, "train", arguments.data, arguments.data_dir,
+                           arguments.images)
+        images = data.images
+        print(f"{network.name}, {network.origin}, {len(images)} images ({data.source})", flush=True)
+        reference = reference_log_probs(network, images)
         for kind in ENGINES.values():
             if kind.name == "usual-loop" or kind.on_request:
                 continue
@@ -40,65 +42,67 @@ def main():
                 if reason:
                     print(f"  {kind.name} {precision}: skipped, {reason}")
                 else:
-                    show(f"{kind.name} {precision}", engine_answers(
+                    show(f"{kind.name} {precision}", engine_log_probs(
                         kind.name, network, precision, images), reference)
         for name, make in (("fp16, in torch's stead", half), ("tf32, rounded", tf32)):
-            show(name, grey_level_answers(make(network.net), images), reference)
+            show(name, log_probs_of(make(network), images), reference)
 
 
 def networks(arguments):
-    """The network asked for, else every one that is shipped."""
+    """The network asked for, else every one of MNIST that is shipped."""
     from mnist.models.weights import SHIPPED, load_network
+    from MNISTdsource import find_image_set
     from MNISTmodel import NETWORKS
-    if arguments.network or arguments.weights:
-        return [load_network(arguments.weights, arguments.network)]
+    image_set = find_image_set(arguments.data or "mnist")
+    if arguments.network or arguments.weights or image_set.name != "mnist":
+        return [load_network(arguments.weights, arguments.network, image_set)]
     paths = [os.path.join(SHIPPED, name + ".pth") for name in NETWORKS]
     return [load_network(path) for path in paths if os.path.isfile(path)]
 
 
-def show(what, answers, reference):
+def show(what, log_probs, reference):
     import numpy as np
-    changed = int((answers.argmax(1) != reference.argmax(1)).sum())
-    print(f"  {what:24} largest difference {np.abs(answers - reference).max():.2g}, "
-          f"{changed} answers changed", flush=True)
+    changed = int((log_probs.argmax(1) != reference.argmax(1)).sum())
+    print(f"  {what:24} largest difference {np.abs(log_probs - reference).max():.2g}, "
+          f"{changed} predictions changed", flush=True)
 
 
-def engine_answers(name, network, precision, images):
-    """The answers of one engine, float32 (N, 10)."""
+def engine_log_probs(name, network, precision, images):
+    """The log-probabilities of one engine, float32 (N, K)."""
     import numpy as np
 
     from mnist.bench.stopwatch import in_batches
     from mnist.engines.registry import open_engine
-    engine = open_engine(name, network.net, "cpu", precision, 64, network.stem)
-    answers = np.concatenate([engine(batch).copy() for batch in in_batches(images, 64)])
+    engine = open_engine(name, network, "cpu", precision, 64)
+    log_probs = np.concatenate([engine(batch).copy() for batch in in_batches(images, 64)])
     engine.close()
-    return answers
+    return log_probs
 
 
-def grey_level_answers(net, images):
-    """The answers of a network that takes grey levels, float32 (N, 10)."""
+def log_probs_of(net, images):
+    """The log-probabilities of a network that takes pixels, float32 (N, K)."""
     import numpy as np
     import torch
 
     from mnist.bench.stopwatch import in_batches
     with torch.no_grad():
-        return np.concatenate([net(torch.from_numpy(batch[:, None]).float()).numpy()
+        return np.concatenate([net(torch.from_numpy(batch).float()).numpy()
                                for batch in in_batches(images, 64)])
 
 
-def half(net):
+def half(network):
     """The network as fp16 engines compute it."""
     from mnist.models.fold import fold, rounded
-    return rounded(fold(net), "fp16")
+    return rounded(fold(network.net, network.image_set), "fp16")
 
 
-def tf32(net):
+def tf32(network):
     """The network as a GPU computes it in TF32."""
     import torch
     from torch import nn
 
     from mnist.models.fold import fold
-    net = fold(net)
+    net = fold(network.net, network.image_set)
 
     def round_to_tf32(x):
         """To 10 bits of mantissa, to nearest."""

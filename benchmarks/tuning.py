@@ -9,6 +9,7 @@ keeps the quickest. Then all of these settings are timed at length, in turns. Th
 the setting it kept to the best one; "tuning" is what finding it took.
 """
 
+import functools
 import os
 import sys
 import time
@@ -20,15 +21,17 @@ from mnist.cli import add_flags, make_parser, run_program
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "network", "weights", "batch-size", "threads")
+    add_flags(parser, "data", "data-dir", "network", "weights", "batch-size", "threads")
     parser.add_argument("--seconds", type=float, default=5, metavar="S",
                         help="for all the settings of one engine together (default: 5)")
     arguments = parser.parse_args()
 
     from mnist.engines.registry import ENGINES, set_threads, why_not
     from mnist.models.weights import load_network
+    from MNISTdsource import find_image_set
     set_threads(arguments.threads)
-    network = load_network(arguments.weights, arguments.network)
+    network = load_network(arguments.weights, arguments.network,
+                           arguments.data and find_image_set(arguments.data))
     for name, kind in ENGINES.items():
         if "tuning" not in kind.settings:
             continue
@@ -44,11 +47,13 @@ def measure(network, name, precision, batch_size, arguments):
     """Print how quick the setting is that the engine keeps, beside all of its settings."""
     from mnist.engines import tuning
     from mnist.engines.registry import open_engine
+    from MNISTdsource import calibration_images
+    calibration = functools.partial(calibration_images, network.image_set, arguments.data,
+                                    arguments.data_dir)
 
     def settings_tried(**how):
         started = time.perf_counter()
-        engine = open_engine(name, network.net, "cpu", precision, batch_size,
-                             data_dir=arguments.data_dir, stem=network.stem, **how)
+        engine = open_engine(name, network, "cpu", precision, batch_size, calibration, **how)
         engine.close()
         return engine.tuning, time.perf_counter() - started
 

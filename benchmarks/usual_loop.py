@@ -23,11 +23,12 @@ from mnist.cli import add_flags, make_parser, run_program
 from mnist.errors import UnavailableError
 
 EPOCHS = 5
+BATCH = 128  # as TrainMNIST.py's
 
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data-dir", "threads")
+    add_flags(parser, "data", "data-dir", "threads", data="mnist")
     parser.add_argument("--skip-training", action="store_true", help="compare inference only")
     arguments = parser.parse_args()
 
@@ -37,31 +38,34 @@ def main():
     threads = set_threads(arguments.threads)
     print(f"{threads} threads")
     if not arguments.skip_training:
-        compare_training(arguments.data_dir, threads)
-    compare_inference(arguments.data_dir)
+        compare_training(arguments, threads)
+    compare_inference(arguments)
 
 
-def compare_training(data_dir, threads):
+def compare_training(arguments, threads):
     """One epoch of the usual loop before and one after ours: their mean is one usual epoch."""
-    before = usual_training_epoch(data_dir)
-    five, one = (our_training(data_dir, threads, epochs) for epochs in (EPOCHS, 1))
-    usual = EPOCHS * (before + usual_training_epoch(data_dir)) / 2
+    before = usual_training_epoch(arguments)
+    five, one = (our_training(arguments, threads, epochs) for epochs in (EPOCHS, 1))
+    usual = EPOCHS * (before + usual_training_epoch(arguments)) / 2
     show(f"training, {EPOCHS} epochs", five, usual)
     show(f"training, 1 epoch against its {EPOCHS}", one, usual)
 
 
-def usual_training_epoch(data_dir):
+def usual_training_epoch(arguments):
     """Seconds of one training epoch of the usual loop."""
     import torch
     from torch.nn.functional import nll_loss
 
     from mnist.engines.pytorch import usual_dataset
-    from MNISTdsource import load_split
-    from MNISTmodel import Net
-    net = Net()
+    from mnist.models.weights import default_network
+    from MNISTdsource import find_image_set, load_images
+    from MNISTmodel import NETWORKS
+    image_set = find_image_set(arguments.data)
+    net = NETWORKS[default_network(image_set)](image_set.shape, image_set.outputs)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    dataset = usual_dataset(*load_split("train", data_dir))
-    loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
+    data = load_images(image_set, "train", arguments.data, arguments.data_dir)
+    dataset = usual_dataset(image_set, data.images, data.targets)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True)
     start = time.perf_counter()
     for x, labels in loader:
         optimiser.zero_grad()
@@ -70,28 +74,31 @@ def usual_training_epoch(data_dir):
     return time.perf_counter() - start
 
 
-def our_training(data_dir, threads, epochs):
-    """Seconds that TrainMNIST.py takes for its epochs, each with reading the test digits."""
+def our_training(arguments, threads, epochs):
+    """Seconds that TrainMNIST.py takes for its epochs, each with reading the test images."""
     with tempfile.TemporaryDirectory() as folder:
         record = os.path.join(folder, "record.json")
         command = [sys.executable, os.path.join(HERE, "TrainMNIST.py"), "--device", "cpu",
-                   "--epochs", str(epochs), "--threads", str(threads), "--json", record,
+                   "--epochs", str(epochs), "--data", arguments.data,
+                   "--threads", str(threads), "--json", record,
                    "--output", os.path.join(folder, "NetMNIST.pth")]
-        subprocess.check_call(command + (["--data-dir", data_dir] if data_dir else []))
+        where = ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+        subprocess.check_call(command + where)
         with open(record) as file:
             return json.load(file)["result"]["seconds"]
 
 
-def compare_inference(data_dir):
-    """The 10,000 test digits by the usual loop and by our engines, in turns; medians."""
+def compare_inference(arguments):
+    """The test images by the usual loop and by our engines, in turns; medians."""
     from mnist.engines.registry import open_engine, why_not
     from mnist.models.weights import load_network
-    from MNISTdsource import load_split
-    net = load_network().net
-    images, _ = load_split("test", data_dir)
+    from MNISTdsource import find_image_set, load_images
+    network = load_network(image_set=find_image_set(arguments.data))
+    images = load_images(network.image_set, "test", arguments.data, arguments.data_dir).images
     names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]
     for batch_size in (64, 1):
-        engines = [open_engine(name, net, batch_size=batch_size) for name in names + ["usual-loop"]]
+        engines = [open_engine(name, network, batch_size=batch_size)
+                   for name in names + ["usual-loop"]]
         turns = [[inference(engine, images) for engine in engines] for _ in range(4)]
         *ours, usual = (sorted(times)[1] for times in zip(*turns[1:]))  # the first one warms up
         for name, seconds in zip(names, ours):

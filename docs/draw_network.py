@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from torch.nn.functional import max_pool2d, relu
 
 from mnist.datasets.fonts import generated_digits
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
 from mnist.models.weights import load_network
 
 SHOWN = 7  # maps drawn of each layer, one behind the other
@@ -29,7 +29,7 @@ SHOWN = 7  # maps drawn of each layer, one behind the other
 def main():
     net = load_network().net
     images, labels = generated_digits(100, seed=5)
-    x = torch.from_numpy(normalise(images[labels == 3][:1]))
+    x = torch.from_numpy(MNIST.normalise(images[labels == 3][:1]))
     figure = plt.figure(figsize=(11, 4), facecolor="white")
     draw_way(figure.add_axes([0, 0.27, 1, 0.72]), stages(net, x))
     draw_filters(figure, net.conv1.weight.detach()[:, 0])

@@ -105,9 +105,9 @@ SHARE = number_between(0, 1 + sys.float_info.epsilon, "from 0 to 1")
 # One spelling and one help text for each flag that several scripts share.
 FLAGS = {
     "data": dict(metavar="SET", help="an image set by name (mnist, fashion-mnist, kmnist, "
-                 "emnist-letters, emnist-digits, emnist-balanced, qmnist, cifar10, gtsrb), a folder "
-                 "of pictures or IDX files, or generated: digits drawn from fonts (default: the set "
-                 "that the weights are of)"),
+                 "emnist-letters, emnist-digits, emnist-balanced, qmnist, cifar10, gtsrb), a "
+                 "folder of pictures or IDX files, or generated: digits drawn from fonts "
+                 "(default: the set that the weights are of)"),
     "data-dir": dict(type=os.path.expanduser, metavar="DIR",
                      help="where a set given by name is (default: data/SET here, for MNIST "
                           "$MNIST_DATA, else data/)"),
@@ -117,8 +117,9 @@ FLAGS = {
                      "red, green and blue (default: %(default)s)"),
     "network": dict(metavar="NAME", help="a built-in network, or FILE.py:CLASS for your own "
                                          "(default: the one that the weights are of, else net)"),
-    "weights": dict(type=os.path.expanduser, metavar="FILE", help="weights to load (default: what you trained, "
-                    "NetMNIST.pth beside the scripts, else what is shipped in weights/)"),
+    "weights": dict(type=os.path.expanduser, metavar="FILE",
+                    help="weights to load (default: what you trained, NetMNIST.pth beside the "
+                         "scripts, else what is shipped in weights/)"),
     "trust-pickle": dict(action="store_true",
                          help="also load a whole pickled module; such a file can run any code"),
     "device": dict(choices=("auto", "cpu", "cuda"), default="auto",
@@ -139,8 +140,10 @@ FLAGS = {
     "memory": dict(choices=("auto", "torch", "pycuda"), default="auto",
                    help="what manages TensorRT's GPU memory; auto takes torch where it sees the "
                         "GPU, since it has CUDA graphs, else pycuda (default: %(default)s)"),
-    "json": dict(type=os.path.expanduser, metavar="FILE", help="write the record as JSON to FILE, or to stdout with -"),
-    "plot": dict(type=os.path.expanduser, metavar="FILE", help="draw a plot into FILE (.png, .svg, .pdf)"),
+    "json": dict(type=os.path.expanduser, metavar="FILE",
+                 help="write the record as JSON to FILE, or to stdout with -"),
+    "plot": dict(type=os.path.expanduser, metavar="FILE",
+                 help="draw a plot into FILE (.png, .svg, .pdf)"),
 }
 
 

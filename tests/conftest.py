@@ -13,7 +13,7 @@ import pytest
 import scripts
 
 import MNISTdsource
-from mnist.datasets import fonts
+from mnist.datasets import fonts, idx
 from mnist.files import ROOT
 
 SHARED_DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
@@ -82,9 +82,9 @@ def real_mnist(small_mnist):
     few generated digits: nothing is downloaded.
     """
     folder = os.environ.get("MNIST_DATA") or MNISTdsource.DEFAULT_DATA_DIR
-    for names in MNISTdsource.SPLITS.values():
+    for names in idx.MNIST_FILES.values():
         for name in names:
-            if MNISTdsource.find_file(folder, name) is None:
+            if idx.find_file(folder, name) is None:
                 os.environ["MNIST_DATA"] = str(small_mnist)
                 return None, os.path.join(folder, name)
     return folder, None
@@ -106,18 +106,10 @@ def small_mnist(tmp_path_factory):
         fonts.generated_digits(count, seed=count) for count in (1000, 300)))
 
 
-@pytest.fixture(scope="session")
-def digits_enough(tmp_path_factory):
-    """The same with a few more digits to train on than are held out: 200, again and again."""
-    return write_mnist(tmp_path_factory.mktemp("digits_enough"), *(
-        [np.resize(array, (count,) + array.shape[1:])
-         for array in fonts.generated_digits(200, seed=count)] for count in (10200, 200)))
-
-
 def write_mnist(folder, training, test):
     """Write (images, labels) of both splits as MNIST's files; gives the folder."""
-    for names, arrays in zip(MNISTdsource.SPLITS.values(), (training, test)):
-        for name, array in zip(names, arrays):
+    for names, (images, targets) in zip(idx.MNIST_FILES.values(), (training, test)):
+        for name, array in zip(names, (images[:, 0], targets.astype(np.uint8))):
             header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
             (folder / name).write_bytes(header + array.tobytes())
     return folder
@@ -168,8 +160,8 @@ def net():
 
 @pytest.fixture
 def digits():
-    """Random grey levels in the shape of 144 digits, uint8."""
-    return np.random.default_rng(0).integers(0, 256, (144, 28, 28), np.uint8)
+    """Random grey levels in the shape of 144 digits, uint8 (144, 1, 28, 28)."""
+    return np.random.default_rng(0).integers(0, 256, (144, 1, 28, 28), np.uint8)
 
 
 @pytest.fixture(scope="session")

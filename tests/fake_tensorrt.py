@@ -269,7 +269,7 @@ def fake_tensorrt(version, device, name="tensorrt"):
 
     class ITensor:
         def __init__(self, name):
-            self.name = name
+            self.name, self.shape = name, (-1, 1, 28, 28)
 
     class INetworkDefinition:
         def __init__(self, flags):

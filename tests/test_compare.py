@@ -16,7 +16,7 @@ from mnist.bench import plots, tables
 from mnist.bench.stopwatch import empty_row, make_record
 from mnist.engines import pytorch, registry
 from mnist.errors import MNISTError, UnavailableError
-from mnist.models.weights import SHIPPED, save_weights
+from mnist.models.weights import SHIPPED, Network, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
@@ -164,7 +164,7 @@ def test_several_networks_in_one_run(tmp_path, small_mnist):
         ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]
     assert "torch cpu fp32 Dense" in (tmp_path / "plot.svg").read_text()
     assert "net from weights/net.pth (shipped), Dense from" in out and "network" in out
-    assert "on 64 test digits of MNIST" in " ".join(out.split())
+    assert "on 64 test images of IDX files in" in " ".join(out.split())
 
 
 def save(net, path):
@@ -211,17 +211,19 @@ def test_misread_digits(small_mnist, tmp_path):
     out, _ = run("InferenceMNIST.py", "--data-dir", small_mnist, "--batch-size", 64, "--mistakes",
                  path, "--threads", 1)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20000
-    assert "net from weights/net.pth (shipped) on 300 test digits of MNIST" in out
+    assert "net from weights/net.pth (shipped) on 300 test images of IDX files in" in " ".join(
+        out.split())
 
 
 def test_no_digit_misread_and_all_of_them(tmp_path):
     labels = np.arange(200) % 10
-    images = np.zeros((200, 28, 28), np.uint8)
+    images = np.zeros((200, 1, 28, 28), np.uint8)
     for name, shift in (("none", 0), ("all", 1)):
         answers = np.log(np.full((200, 10), 0.01, np.float32))
         answers[np.arange(200), (labels + shift) % 10] = np.log(0.91)
-        plots.plot_mistakes(str(tmp_path / f"{name}.svg"), images, labels, answers, "net")
-    assert "net: 0 of 200 digits misread" in (tmp_path / "none.svg").read_text()
+        plots.plot_mistakes(str(tmp_path / f"{name}.svg"), images, labels, answers,
+                            Network(None, origin="net"))
+    assert "net: 0 of 200 images misread" in (tmp_path / "none.svg").read_text()
     assert "the 120 surest shown" in (tmp_path / "all.svg").read_text()
 
 
@@ -248,7 +250,7 @@ def test_a_real_run(tmp_path, small_mnist):
 def test_markdown_goes_to_stdout_alone(small_mnist):
     out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "64", "--device", "cpu",
                  "--engine", "torch", "--batch-size", "64", "--markdown")
-    assert out.startswith("net from weights/net.pth (shipped) on 64 test digits of MNIST")
+    assert out.startswith("net from weights/net.pth (shipped) on 64 test images of IDX files in")
     assert "\n\n| engine |" in out and "torch | cpu fp32 | 64 |" in out
 
 

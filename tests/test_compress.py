@@ -1,5 +1,6 @@
 """Smaller networks: quantised, pruned, clustered; and the program that shows what each costs."""
 
+import functools
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ import torch
 from scripts import refused, run, start
 
 from mnist.datasets.fonts import generated_digits
+from mnist.datasets.image_set import MNIST
 from mnist.engines import int8, registry
 from mnist.engines.onnx_export import check_onnx
 from mnist.engines.precision import judge_log_probs
 from mnist.errors import UnavailableError
-from mnist.models.weights import SHIPPED, load_network, save_weights
+from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 from mnist.training.compress import (
     Pruner,
     cluster,
@@ -25,25 +27,29 @@ from mnist.training.compress import (
     k_means,
     weights_of,
 )
-from MNISTdsource import load_split
+from MNISTdsource import calibration_images, load_split
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_network(SHIPPED_NET).net
+    return load_network(SHIPPED_NET)
 
 
 @pytest.fixture(scope="module")
 def graph(shipped, small_mnist):
-    return int8.int8_graph(shipped, data_dir=small_mnist)
+    return int8.int8_graph(shipped._replace(path=None), calibration(small_mnist))
+
+
+def calibration(folder):
+    return functools.partial(calibration_images, MNIST, data_dir=folder)
 
 
 def onnxruntime_answers(graph, images):
     import onnxruntime
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": images[:, None].astype(np.float32)})[0]
+    return session.run(None, {"image": images.astype(np.float32)})[0]
 
 
 # --- int8 -----------------------------------------------------------------------------------------
@@ -77,23 +83,23 @@ def test_int8_on_generated_digits_answers_as_the_reference(graph, shipped):
 def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
     images, labels = load_split("test", mnist_dir)
     reference = registry.reference_log_probs(shipped, images)
-    answers = onnxruntime_answers(int8.int8_graph(shipped, data_dir=mnist_dir), images)
+    answers = onnxruntime_answers(int8.int8_graph(shipped, calibration(mnist_dir)), images)
     right = (reference.argmax(1) == labels).sum()
     assert (answers.argmax(1) == labels).sum() >= right - 2
     assert judge_log_probs(answers, reference, "int8")[1] is None
 
 
 @pytest.mark.mnist
-def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir, monkeypatch):
+def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir):
     images = load_split("test", mnist_dir)[0][:1000]
     reference = registry.reference_log_probs(shipped, images)
-    black = np.zeros((100, 28, 28), np.uint8)
-    black[:, 14, 14] = 9
-    monkeypatch.setattr(int8, "calibration_digits", lambda data_dir: black)
+    black = np.zeros((100, 1, 28, 28), np.uint8)
+    black[:, :, 14, 14] = 9
+    uncalibrated = shipped._replace(path=None)
     for name in ("onnxruntime", "openvino"):
         if registry.why_not(name, "cpu", "int8"):
             continue
-        engine = registry.open_engine(name, shipped, "cpu", "int8", 100)
+        engine = registry.open_engine(name, uncalibrated, "cpu", "int8", 100, lambda: black)
         answers = np.concatenate([engine(images[k:k + 100]).copy() for k in range(0, 1000, 100)])
         assert "WRONG" in judge_log_probs(answers, reference, "int8")[1]
         engine.close()
@@ -119,42 +125,42 @@ def test_tensorrt_rtx_builds_every_form(graph, shipped):
 
 
 def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_mnist, monkeypatch):
-    stem = str(tmp_path / "net")
-    first = int8.int8_graph(net, stem, small_mnist)
+    network, few = Network(net, path=str(tmp_path / "net.pth")), np.zeros((8, 1, 28, 28), np.uint8)
+    first = int8.int8_graph(network, calibration(small_mnist))
     assert sorted(os.listdir(tmp_path)) == ["net-int8.onnx", "net-int8.onnx.json"]
-    kept = int8.int8_graph(net, stem, "/no/such/folder")  # needs no digits any more
-    assert kept == first
+    assert int8.int8_graph(network, calibration("/no/such/folder")) == first  # it is kept
+    assert int8.int8_graph(network) == first
+    assert int8.int8_graph(network, lambda: few) != first  # other images to calibrate on
+    assert int8.int8_graph(network, calibration(small_mnist)) == first
     net.fc2.bias.data[0] += 1
-    assert int8.int8_graph(net, stem, small_mnist) != first  # other weights
-    monkeypatch.setitem(int8.RECIPE, "training_digits", 10)
+    assert int8.int8_graph(network, calibration(small_mnist)) != first  # other weights
+    monkeypatch.setitem(int8.RECIPE, "calibration", "Entropy")
     with pytest.raises(UnavailableError):  # another recipe
-        int8.int8_graph(net, stem, "/no/such/folder")
+        int8.int8_graph(network, calibration("/no/such/folder"))
     monkeypatch.undo()
     (tmp_path / "net-int8.onnx").write_bytes(b"damaged")
-    assert len(int8.int8_graph(net, stem, small_mnist)) > 400000
+    assert len(int8.int8_graph(network, calibration(small_mnist))) > 400000
 
 
 def test_a_shipped_int8_file_serves_every_exporter(tmp_path, net, small_mnist, monkeypatch):
     (tmp_path / "weights").mkdir()
-    first = int8.int8_graph(net, str(tmp_path / "weights" / "net"), small_mnist)
+    shipped = Network(net, path=str(tmp_path / "weights" / "net.pth"))
+    mine = shipped._replace(path=str(tmp_path / "net.pth"))
+    first = int8.int8_graph(shipped, calibration(small_mnist))
     monkeypatch.setattr(int8, "ROOT", str(tmp_path))
     path = tmp_path / "weights" / "net-int8.onnx.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(dict(record, graph_sha256="of another torch")))
-    assert int8.int8_graph(net, str(tmp_path / "net"), "/no/such/folder") == first
+    assert int8.int8_graph(mine) == first
     path.write_text(json.dumps(dict(record, weights_sha256="of another network")))
     with pytest.raises(UnavailableError):
-        int8.int8_graph(net, str(tmp_path / "net"), "/no/such/folder")
+        int8.int8_graph(mine)
 
 
-def test_without_training_digits_int8_says_so(net):
-    with pytest.raises(UnavailableError, match="int8 is calibrated on training digits, and there"):
-        registry.open_engine("onnxruntime", net, "cpu", "int8", data_dir="/no/such/folder")
-
-
-def test_letters():
-    assert [int8.to_letters(number) for number in (0, 1, 25, 26, 27, 52)] == \
-        ["a", "b", "z", "ba", "bb", "ca"]
+def test_without_training_images_int8_says_so(net):
+    with pytest.raises(UnavailableError, match="int8 is calibrated on training images, and there"):
+        registry.open_engine("onnxruntime", Network(net), "cpu", "int8",
+                             calibration=calibration("/no/such/folder"))
 
 
 # --- Pruning and clustering -----------------------------------------------------------------------
@@ -215,10 +221,10 @@ def test_ideal_coding_of_two_equal_values_takes_a_bit():
 
 
 @pytest.mark.slow
-def test_a_real_run(tmp_path, digits_enough, net):
+def test_a_real_run(tmp_path, small_mnist, net):
     save_weights(net, str(tmp_path / "mine.pth"))
     out, err = run("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir",
-                   digits_enough, "--output-dir", tmp_path, "--method", "int8", "pruned",
+                   small_mnist, "--output-dir", tmp_path, "--method", "int8", "pruned",
                    "pruned+clustered", "--epochs", "1", "--threads", "1", "--json",
                    tmp_path / "record.json", "--plot", tmp_path / "plot.png")
     record = json.loads((tmp_path / "record.json").read_text())
@@ -229,14 +235,14 @@ def test_a_real_run(tmp_path, digits_enough, net):
     assert all(row["times"] for row in rows.values())
     assert {"mine-int8.onnx", "mine-pruned.pth", "mine-pruned-clustered.pth", "plot.png"} <= set(
         os.listdir(tmp_path))
-    assert max(map(len, out.split("\n"))) <= 110 and "What may be misread" in out
+    assert max(map(len, out.split("\n")[2:])) <= 110 and "What may be misread" in out
     pruned = load_network(str(tmp_path / "mine-pruned.pth")).net  # every program takes it
     assert 0.85 < 1 - count_non_zero(pruned) / 431080 < 0.91
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path, digits_enough, net):
+def test_ctrl_c_keeps_what_is_finished(tmp_path, small_mnist, net):
     save_weights(net, str(tmp_path / "mine.pth"))
-    with start("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir", digits_enough,
+    with start("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir", small_mnist,
                "--output-dir", tmp_path, "--method", "int8", "pruned", "--epochs", "1000",
                "--threads", "1") as process:
         for line in process.stderr:

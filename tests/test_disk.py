@@ -141,4 +141,4 @@ def test_data_without_permission(small_mnist, tmp_path, forbid):
     forbid(folder, 0o000)
     for program in (["InferenceMNIST.py"], training(folder)):
         _, err = run(*program, "--data-dir", folder, status=2, prepare=heed_permissions)
-        assert err == f"error: {folder}, where MNIST should be, is not a folder that can be read\n"
+        assert err == f"error: {folder}, where mnist should be, is not a folder that can be read\n"

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 import MNISTdsource
-from mnist.datasets import download, image_set
-from mnist.datasets.download import DataError
+from mnist.datasets import download, idx
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.idx import IdxError, read_idx
-from mnist.datasets.image_set import normalise
-from mnist.errors import UnavailableError
-from MNISTdsource import load_digits, load_split
+from mnist.datasets.image_set import MNIST
+from mnist.errors import DataError, UnavailableError
+from MNISTdsource import load_images, load_split
 
 FUZZ = int(os.environ.get("FUZZ", 300))  # damaged files
 
@@ -38,7 +37,7 @@ def split_files(split="test", n=20):
     """{name: content} of a small split's two files."""
     images = np.random.RandomState(0).randint(0, 256, (n, 28, 28)).astype(np.uint8)
     labels = (np.arange(n) % 10).astype(np.uint8)
-    return dict(zip(MNISTdsource.SPLITS[split], (idx_bytes(images), idx_bytes(labels))))
+    return dict(zip(idx.MNIST_FILES[split], (idx_bytes(images), idx_bytes(labels))))
 
 
 def write_files(folder, files, suffix=""):
@@ -181,7 +180,7 @@ def test_finds_every_layout_and_spelling(tmp_path, suffix, place, dotted):
     renamed = {name.replace("-idx", ".idx") if dotted else name: files[name] for name in files}
     write_files(tmp_path / "d" / place, renamed, suffix)
     images, labels = load_split("test", str(tmp_path / "d"))
-    assert images.shape == (20, 28, 28) and images.dtype == np.uint8
+    assert images.shape == (20, 1, 28, 28) and images.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.arange(20) % 10)
     assert images.tobytes() == list(files.values())[0][16:]
 
@@ -200,14 +199,14 @@ def test_the_folder_named_comes_before_the_environment_and_that_before_the_defau
 
 def test_only_the_files_of_the_split_are_read(tmp_path):
     write_files(tmp_path, split_files("test"))
-    write_files(tmp_path, {name: b"broken" for name in MNISTdsource.SPLITS["train"]})
+    write_files(tmp_path, {name: b"broken" for name in idx.MNIST_FILES["train"]})
     assert len(load_split("test", str(tmp_path))[1]) == 20
 
 
 @pytest.mark.parametrize("by", ["flag", "environment"])
-@pytest.mark.parametrize("source", ["auto", "mnist"])
+@pytest.mark.parametrize("data", [None, "mnist"])
 def test_a_named_folder_without_mnist_is_an_error_and_nothing_else(
-        tmp_path, monkeypatch, by, source):
+        tmp_path, monkeypatch, by, data):
     write_files(tmp_path / "default", split_files())
     (tmp_path / "empty").mkdir()
     for folder, complaint in (("empty", "doesn't hold t10k-images-idx3-ubyte and t10k-labels"),
@@ -216,7 +215,7 @@ def test_a_named_folder_without_mnist_is_an_error_and_nothing_else(
         if by == "environment":
             monkeypatch.setenv("MNIST_DATA", folder)
         with pytest.raises(DataError, match=complaint) as caught:
-            load_digits("test", source, folder if by == "flag" else None)
+            load_images(MNIST, "test", data, folder if by == "flag" else None)
         assert folder in str(caught.value)
         assert caught.value.exit_status == 2
 
@@ -229,17 +228,18 @@ def test_half_a_split_says_which_file_is_missing(tmp_path):
         load_split("test", str(tmp_path))
 
 
-IMAGES, LABELS = MNISTdsource.SPLITS["test"]
+IMAGES, LABELS = idx.MNIST_FILES["test"]
 
 
 @pytest.mark.parametrize("name, array, complaint", [
     (IMAGES, np.zeros((20, 28, 27), np.uint8), "not images"),
-    (IMAGES, np.zeros((20, 784), np.uint8), "not images"),
     (IMAGES, np.zeros((20, 28, 28), np.int8), "not images"),
     (IMAGES, np.zeros((19, 28, 28), np.uint8), "19 images, but .* 20 labels"),
+    (IMAGES, np.zeros((20, 784), np.uint8), r"images.reshape\(-1, 28, 28\)"),
     (LABELS, np.zeros((20, 1), np.uint8), "not labels"),
-    (LABELS, np.zeros(20, np.int32), "not labels"),
-    (LABELS, np.full(20, 10, np.uint8), "the label 10, above 9"),
+    (LABELS, np.zeros(20, np.float32), "not labels"),
+    (LABELS, np.full(20, 10, np.uint8), "the label 10, not 0 to 9"),
+    (LABELS, np.arange(20, dtype=np.uint8) % 10 + 1, "subtract 1"),
 ])
 def test_a_split_that_is_not_one_is_refused_by_name(tmp_path, name, array, complaint):
     write_files(tmp_path, {**split_files(), name: idx_bytes(array)})
@@ -255,40 +255,49 @@ def test_no_digits_at_all_are_refused(tmp_path):
 
 
 def test_without_mnist_generated_digits_stand_in_and_it_is_said(capsys):
-    images, labels, source = load_digits("test", limit=30)
-    assert source == "generated" and images.shape == (30, 28, 28) and labels.shape == (30,)
+    data = load_images(MNIST, "test", limit=30)
+    assert data.source == "generated" and data.images.shape == (30, 1, 28, 28)
     said = capsys.readouterr().err
     assert "couldn't be downloaded" in said and "GENERATED" in said
     with pytest.raises(DataError):
-        load_digits("test", "mnist")
+        load_images(MNIST, "test", "mnist")
 
 
 def test_generated_digits_when_asked_for_are_no_warning(capsys, tmp_path):
     write_files(tmp_path / "default", split_files())
-    images, labels, source = load_digits("train", "generated", limit=30)
-    assert source == "generated" and capsys.readouterr().err == ""
-    assert not np.array_equal(images, load_digits("test", "generated", limit=30)[0])
-    assert load_digits("test", limit=5)[2] == "MNIST"
-    assert len(load_digits("test", limit=5)[0]) == 5
+    data = load_images(MNIST, "train", "generated", limit=30)
+    assert data.source == "generated" and capsys.readouterr().err == ""
+    other = load_images(MNIST, "test", "generated", limit=30)
+    assert not np.array_equal(data.images, other.images) and data.digest != other.digest
+    assert len(load_images(MNIST, "test", limit=5).images) == 5
+
+
+def test_data_has_its_honest_name(tmp_path):
+    """Not MNIST whatever lies in MNIST's files."""
+    write_files(tmp_path / "default", split_files())
+    data = load_images(MNIST, "test")
+    assert data.source == f"IDX files in {tmp_path}/default (sha256 {data.digest[:8]}…)"
 
 
 @pytest.mark.mnist
 def test_the_real_mnist(mnist_dir):
     for split, n in (("train", 60000), ("test", 10000)):
         images, labels = load_split(split, mnist_dir)
-        assert images.shape == (n, 28, 28) and labels.shape == (n,)
+        assert images.shape == (n, 1, 28, 28) and labels.shape == (n,)
         assert images.flags.writeable
+        assert load_images(MNIST, split, data_dir=mnist_dir).source == "MNIST"
         if split == "train":
             scaled = images / 255.0
-            assert round(scaled.mean(), 4) == image_set.MEAN
-            assert round(scaled.std(), 4) == image_set.STD
+            assert (round(scaled.mean(), 4), round(scaled.std(), 4)) == MNIST.mean + MNIST.std
 
 
-def test_normalise():
-    images = np.array([[[0, 255]], [[51, 102]]], np.uint8)
-    x = normalise(images)
-    assert x.dtype == np.float32 and x.shape == (2, 1, 1, 2)
-    np.testing.assert_allclose(x[:, 0] * 0.3081 + 0.1307, images / 255, atol=1e-6)
+def test_normalised_images_have_each_channel_s_own_mean_and_deviation():
+    image_set = MNIST._replace(mean=(0.1, 0.5), std=(0.3, 0.2))
+    images = np.array([[[[0, 255]], [[51, 102]]]], np.uint8)
+    x = image_set.normalise(images)
+    assert x.dtype == np.float32 and x.shape == (1, 2, 1, 2)
+    np.testing.assert_allclose(x[:, 0] * 0.3 + 0.1, images[:, 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(x[:, 1] * 0.2 + 0.5, images[:, 1] / 255, atol=1e-6)
     assert images.max() == 255  # untouched
 
 
@@ -413,9 +422,10 @@ def test_a_drawing_is_prepared_while_one_may_draw_on():
 
 def test_generated_digits_are_balanced_reproducible_and_prepared_as_mnist():
     images, labels = generated_digits(1000, seed=5)
-    assert images.shape == (1000, 28, 28) and images.dtype == labels.dtype == np.uint8
+    assert images.shape == (1000, 1, 28, 28)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 100))
-    assert len(set(map(bytes, labels.reshape(-1, 10)))) > 90  # shuffled
+    assert len(set(map(bytes, labels.astype(np.uint8).reshape(-1, 10)))) > 90  # shuffled
     assert len(set(map(bytes, images))) == 1000
     again, labels_again = generated_digits(1000, seed=5)
     np.testing.assert_array_equal(again, images)
@@ -425,6 +435,7 @@ def test_generated_digits_are_balanced_reproducible_and_prepared_as_mnist():
     np.testing.assert_array_equal(fewer_labels, labels[:123])
     assert not np.array_equal(generated_digits(10, seed=6)[0], images[:10])
 
+    images = images[:, 0]
     assert (images.max((1, 2)) == 255).all()
     centres = np.array([centre_of_mass(image) for image in images])
     assert np.median(np.abs(centres - 14)) < 0.02 and np.abs(centres - 14).max() < 2

@@ -1,5 +1,6 @@
 """Every engine behind the common interface, and the registry."""
 
+import functools
 import os
 import sys
 import time
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from mnist.datasets.image_set import MNIST
 from mnist.engines import pytorch, registry, runtimes, tuning
 from mnist.engines.precision import PRECISIONS, TOLERANCE, judge_log_probs
 from mnist.errors import UnavailableError, package_missing
-from mnist.models.weights import SHIPPED, load_network
-from MNISTdsource import load_split
+from mnist.models.weights import SHIPPED, Network, load_network
+from MNISTdsource import calibration_images, load_split
 from MNISTmodel import Net
 
 
@@ -24,7 +26,7 @@ def net():
 
 @pytest.fixture
 def images():
-    return np.random.RandomState(0).randint(0, 256, (100, 28, 28)).astype(np.uint8)
+    return np.random.RandomState(0).randint(0, 256, (100, 1, 28, 28)).astype(np.uint8)
 
 
 QUICK = [name for name, kind in registry.ENGINES.items() if not kind.on_request]
@@ -34,7 +36,7 @@ def open_or_skip(name, net, device, precision="fp32", batch_size=64, **settings)
     reason = registry.why_not(name, device, precision)
     if reason:
         pytest.skip(reason)
-    return registry.open_engine(name, net, device, precision, batch_size, **settings)
+    return registry.open_engine(name, Network(net), device, precision, batch_size, **settings)
 
 
 def answers_of(engine, images):
@@ -52,7 +54,7 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
     engine = open_or_skip(name, net, "cpu", batch_size=batch_size)
     answers = answers_of(engine, images)
     assert answers.dtype == np.float32 and answers.shape == (100, 10)
-    assert np.abs(answers - registry.reference_log_probs(net, images)).max() < 1e-4
+    assert np.abs(answers - registry.reference_log_probs(Network(net), images)).max() < 1e-4
     assert (engine.name, engine.device, engine.precision) == (name, "cpu", "fp32")
     assert engine.detail
     engine.close()
@@ -63,10 +65,11 @@ def test_every_engine_of_the_cpu_answers_as_the_reference(net, images, name, bat
 def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precision):
     images, labels = (array[:1000] for array in load_split("test", mnist_dir))
     net = load_network(os.path.join(SHIPPED, "net.pth")).net
-    engine = open_or_skip(name, net, "cpu", precision, data_dir=mnist_dir)
+    engine = open_or_skip(name, net, "cpu", precision, calibration=functools.partial(
+        calibration_images, MNIST, data_dir=mnist_dir))
     assert engine.precision == precision
     answers = answers_of(engine, images)
-    reference = registry.reference_log_probs(net, images)
+    reference = registry.reference_log_probs(Network(net), images)
     difference, reason = judge_log_probs(answers, reference, precision)
     assert reason is None
     assert (difference > 1e-3) == (precision != "fp32")  # it really rounds
@@ -80,7 +83,7 @@ def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precisio
                                   and "cuda" in registry.ENGINES[name].precisions])
 def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, batch_size):
     engine = open_or_skip(name, net, "cuda", batch_size=batch_size)
-    reference = registry.reference_log_probs(net, images)
+    reference = registry.reference_log_probs(Network(net), images)
     assert np.abs(answers_of(engine, images) - reference).max() < TOLERANCE["fp32"]
     engine.compute(engine.prepare(images[:batch_size]))
     engine.synchronise()
@@ -91,16 +94,16 @@ def test_every_engine_of_the_gpu_answers_as_the_reference(net, images, name, bat
 @pytest.mark.slow
 def test_torch_compile_answers_as_the_reference(net, images):
     engine = open_or_skip("torch-compile", net, "cpu")
-    reference = registry.reference_log_probs(net, images)
+    reference = registry.reference_log_probs(Network(net), images)
     assert np.abs(answers_of(engine, images) - reference).max() < 1e-4
     assert engine.prepare(images[:3]).shape == (64, 1, 28, 28)
 
 
 def test_reference_is_the_plain_network(net, images):
     with torch.no_grad():
-        x = torch.from_numpy(images[:, None] / 255).float()
+        x = torch.from_numpy(images / 255).float()
         plain = net((x - 0.1307) / 0.3081).numpy()
-    assert np.abs(registry.reference_log_probs(net, images) - plain).max() < 1e-4
+    assert np.abs(registry.reference_log_probs(Network(net), images) - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -109,7 +112,7 @@ def test_compute_runs_on_what_was_prepared(net, images, name):
     engine(images[:64])
     engine.compute(engine.prepare(images[36:]))
     engine.synchronise()
-    reference = registry.reference_log_probs(net, images[36:])
+    reference = registry.reference_log_probs(Network(net), images[36:])
     assert np.abs(engine.log_probs - reference).max() < 1e-4
 
 
@@ -119,7 +122,7 @@ def test_a_short_batch_is_unaffected_by_what_the_buffer_held(net, images):
         engine(images[:64])
         short = engine(images[:3])
         assert short.shape == (3, 10)
-        assert np.abs(short - registry.reference_log_probs(net, images[:3])).max() < 1e-4
+        assert np.abs(short - registry.reference_log_probs(Network(net), images[:3])).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -127,14 +130,14 @@ def test_onnxruntime_on_another_provider_is_refused(net, monkeypatch):
     open_or_skip("onnxruntime", net, "cpu")
     monkeypatch.setitem(runtimes.OnnxRuntimeEngine.PROVIDERS, "cpu", "AzureProvider")
     with pytest.raises(UnavailableError, match="uses CPUExecutionProvider in place of Azure"):
-        registry.open_engine("onnxruntime", net)
+        registry.open_engine("onnxruntime", Network(net))
 
 
 def test_usual_loop_reads_the_digits_it_is_given(net, images):
     engine = open_or_skip("usual-loop", net, "cpu", batch_size=64)
     loop = list(engine.loop(images))
     assert [len(answers) for answers in loop] == [64, 36]
-    reference = registry.reference_log_probs(net, images)
+    reference = registry.reference_log_probs(Network(net), images)
     assert np.abs(np.concatenate(loop) - reference).max() < 1e-4
 
 
@@ -154,7 +157,7 @@ def test_registry_is_complete():
 
 
 def test_compute_is_the_same_network(net, images):
-    engine = registry.open_engine("torch", net, batch_size=64)
+    engine = registry.open_engine("torch", Network(net), batch_size=64)
     x = engine.prepare(images[:64])
     answers = engine.compute(x)
     engine.synchronise()
@@ -163,7 +166,7 @@ def test_compute_is_the_same_network(net, images):
 
 def test_opening_an_engine_leaves_the_network_alone(net, images):
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    registry.open_engine("torch", net).close()
+    registry.open_engine("torch", Network(net)).close()
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
@@ -174,13 +177,13 @@ def test_unknown_engine_gets_the_closest_name():
 
 def test_unsupported_precision_says_what_there_is(net):
     with pytest.raises(UnavailableError, match="torch computes in fp32 and bf16, not in int8"):
-        registry.open_engine("torch", net, precision="int8")
+        registry.open_engine("torch", Network(net), precision="int8")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_by_name_is_never_replaced_by_the_cpu(net, capsys):
     with pytest.raises(UnavailableError, match="torch on cuda: .*(nvidia-smi|CPU build)"):
-        registry.open_engine("torch", net, device="cuda")
+        registry.open_engine("torch", Network(net), device="cuda")
     with pytest.raises(UnavailableError, match="--device cuda"):
         registry.choose_device("cuda")
     assert registry.choose_device("auto") == "cpu"
@@ -192,7 +195,7 @@ def test_bf16_is_never_emulated(net, monkeypatch):
     monkeypatch.setattr(runtimes, "openvino_capabilities", lambda: ("FP32", "INT8"))
     for name in ("torch", "openvino"):
         with pytest.raises(UnavailableError, match="AVX512-BF16"):
-            registry.open_engine(name, net, precision="bf16")
+            registry.open_engine(name, Network(net), precision="bf16")
 
 
 # --- Tuning ---------------------------------------------------------------------------------------
@@ -200,13 +203,13 @@ def test_bf16_is_never_emulated(net, monkeypatch):
 class Sleepy:
     """An engine that takes so many milliseconds for a call."""
 
-    batch_size, detail = 4, "sleepy"
+    batch_size, detail, image_set = 4, "sleepy", MNIST
 
     def __init__(self, ms, calls):
         self.ms, self.calls, self.closed = ms, calls, False
 
     def __call__(self, images):
-        assert images.shape == (4, 28, 28) and images.dtype == np.uint8
+        assert images.shape == (4, 1, 28, 28) and images.dtype == np.uint8
         self.calls.append(self.ms)
         time.sleep(self.ms / 1e3)
 
@@ -255,8 +258,8 @@ def test_without_tuning_the_library_decides(net, images, name):
     reason = registry.why_not(name)
     if reason:
         pytest.skip(reason)
-    engine = registry.open_engine(name, net, tuning=False)
+    engine = registry.open_engine(name, Network(net), tuning=False)
     assert "quickest" not in engine.detail and len(engine.tuning) == 1
     assert np.abs(answers_of(engine, images)
-                  - registry.reference_log_probs(net, images)).max() < 1e-4
+                  - registry.reference_log_probs(Network(net), images)).max() < 1e-4
     engine.close()

@@ -15,7 +15,7 @@ from mnist.engines.precision import TOLERANCE
 from mnist.engines.registry import ENGINES, reference_log_probs
 from mnist.engines.trt import tensorrt_missing
 from mnist.engines.trt_cache import cached_engine
-from mnist.models.weights import SHIPPED, load_network
+from mnist.models.weights import SHIPPED, Network, load_network
 
 MISSING = tensorrt_missing()
 WEIGHTS = os.path.join(SHIPPED, "net.pth")
@@ -45,7 +45,7 @@ def test_answers_of_a_real_engine(net, digits, stem, memory, precision, batch_si
     if MEMORIES[memory].missing():
         pytest.skip(MEMORIES[memory].missing())
     images, _ = digits
-    expected = reference_log_probs(net, images)
+    expected = reference_log_probs(Network(net), images)
     for _ in ("built", "loaded from the cache"):
         engine = cached_engine(net, "cuda", precision, batch_size, batches, stem, memory)
         for start in range(0, len(images), batch_size):
@@ -72,7 +72,7 @@ def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
     engine.compute(engine.prepare(images[:16]))
     engine.synchronise()
     np.testing.assert_allclose(engine.device_log_probs.cpu().numpy(),
-                               reference_log_probs(net, images[:16]), rtol=0, atol=1e-3)
+                               reference_log_probs(Network(net), images[:16]), rtol=0, atol=1e-3)
     engine.close()
 
 
@@ -81,7 +81,7 @@ def test_timing_a_real_engine(net, digits, stem):
     engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
     stopwatch = Stopwatch(engine, images, network="net", weights="shipped")
     take_turns([stopwatch])
-    row = stopwatch.row(labels, reference_log_probs(net, images))
+    row = stopwatch.row(labels, reference_log_probs(Network(net), images))
     engine.close()
     assert row["status"] == "ok"
     assert 0 < row["compute"]["median_ms"] < 100

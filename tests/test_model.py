@@ -7,6 +7,7 @@ import fuzz_files
 import pytest
 import torch
 
+from mnist.datasets.image_set import MNIST
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.fold import fold
 from mnist.models.weights import load_network, save_weights
@@ -59,7 +60,7 @@ def test_network_is_the_samples(net):
 
 def test_folded_network_takes_raw_grey_levels(net):
     grey = torch.randint(0, 256, (16, 1, 28, 28)).float()
-    folded = fold(net)
+    folded = fold(net, MNIST)
     expected = net((grey / 255 - 0.1307) / 0.3081)
     assert torch.allclose(folded(grey), expected, atol=1e-5)
     assert not torch.allclose(net(grey), expected, atol=1e-2)

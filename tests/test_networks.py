@@ -11,14 +11,14 @@ import pytest
 import torch
 from scripts import run
 
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
 from mnist.engines import registry
 from mnist.engines.onnx_export import check_onnx, onnx_bytes
 from mnist.engines.trt import build_engine
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.fold import Normalised, channels_last, fold
 from mnist.models.registry import find_network, make_network
-from mnist.models.weights import SHIPPED, load_network, save_weights, trained_path
+from mnist.models.weights import SHIPPED, Network, load_network, save_weights, trained_path
 from mnist.training.loop import Run, new_network, train
 from mnist.training.recipe import Recipe
 from MNISTmodel import NETWORKS, Net, calls, count_macs, count_parameters
@@ -48,14 +48,14 @@ def test_folded_network_answers_the_same_to_raw_pixels(trained, digits, name):
     net = trained(name)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with torch.no_grad():
-        answers = fold(net)(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - registry.reference_log_probs(net, digits)).max() < 1e-4
+        answers = fold(net, MNIST)(torch.from_numpy(digits.astype(np.float32))).numpy()
+    assert np.abs(answers - registry.reference_log_probs(Network(net), digits)).max() < 1e-4
     assert all(torch.equal(before[key], tensor) for key, tensor in net.state_dict().items())
 
 
 def test_folding_leaves_a_network_in_training_so(trained):
     net = trained("BatchNorm").train()
-    assert not fold(net).training and all(module.training for module in net.modules())
+    assert not fold(net, MNIST).training and all(module.training for module in net.modules())
 
 
 # Where the normalisation can be folded exactly, it is; elsewhere it stays a step of its own.
@@ -65,25 +65,25 @@ FOLDED = {"BatchNorm", "Residual", "Depthwise", "Dense", "Tied", "Double", "Norm
 
 @pytest.mark.parametrize("name", ALL)
 def test_normalisation_is_folded_where_that_is_exact(trained, name):
-    assert isinstance(fold(trained(name)), Normalised) == (name not in FOLDED)
+    assert isinstance(fold(trained(name), MNIST), Normalised) == (name not in FOLDED)
 
 
 @pytest.mark.parametrize("name, left", [("BatchNorm", 0), ("Residual", 0), ("Depthwise", 0),
                                         ("NormFirst", 1), ("NormReadTwice", 1)])
 def test_batch_norm_is_folded_where_that_is_exact(trained, name, left):
     norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
-    assert sum(isinstance(module, norms) for module in fold(trained(name)).modules()) == left
+    assert sum(isinstance(module, norms) for module in fold(trained(name), MNIST).modules()) == left
 
 
 def test_a_batch_norm_of_hardly_any_variance_is_folded_too(trained, digits):
     """There its epsilon counts."""
     net = trained("BatchNorm")
     net.head[2].running_var.fill_(2e-5)
-    folded = fold(net)
+    folded = fold(net, MNIST)
     assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in folded.modules())
     with torch.no_grad():
-        answers = folded(torch.from_numpy(digits[:, None].astype(np.float32))).numpy()
-    assert np.abs(answers - registry.reference_log_probs(net, digits)).max() < 1e-4
+        answers = folded(torch.from_numpy(digits.astype(np.float32))).numpy()
+    assert np.abs(answers - registry.reference_log_probs(Network(net), digits)).max() < 1e-4
 
 
 def test_calls_are_those_of_the_innermost_modules(trained):
@@ -133,19 +133,19 @@ def test_every_engine_runs_it(trained, digits, name, engine):
     if reason:
         pytest.skip(reason)
     net = trained(name)
-    running = registry.open_engine(engine, net, batch_size=16)
+    running = registry.open_engine(engine, Network(net), batch_size=16)
     answers = np.concatenate([running(digits[:16]).copy(), running(digits[16:20]).copy()])
     running.close()
-    assert np.abs(answers - registry.reference_log_probs(net, digits[:20])).max() < 1e-3
+    assert np.abs(answers - registry.reference_log_probs(Network(net), digits[:20])).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_channels_last_where_the_network_can(trained, digits, name):
     net = trained(name)
-    x = torch.from_numpy(normalise(digits[:3]))
+    x = torch.from_numpy(MNIST.normalise(digits[:3]))
     with torch.no_grad():
         before = net(x)
-        assert channels_last(net) is net and not net.training
+        assert channels_last(net, MNIST) is net and not net.training
         assert torch.allclose(net(x), before, atol=1e-4)
     weights = [weight for weight in net.parameters() if weight.dim() == 4]
     assert all(weight.is_contiguous() == (name in ("Branches", "Views")) for weight in weights
@@ -155,7 +155,7 @@ def test_channels_last_where_the_network_can(trained, digits, name):
 @pytest.mark.parametrize("name", ALL)
 def test_graph_is_right_at_any_batch_size(trained, digits, name):
     net = trained(name)
-    assert "differs" in check_onnx(onnx_bytes(net), net, "fp32", digits)
+    assert "differs" in check_onnx(onnx_bytes(Network(net)), Network(net), "fp32", digits)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])  # bf16 where processor and torch can
@@ -164,9 +164,10 @@ def test_training_takes_it(digits, name, precision):
     recipe = Recipe(epochs=2, batch_size=48, augment=0.7, precision=precision)
     images = torch.from_numpy(digits)
     labels = torch.arange(len(images)) % 10
-    net = new_network(*find_network(f"{OWN}:{name}"), recipe, "cpu")
+    net = new_network(*find_network(f"{OWN}:{name}"), MNIST, recipe, "cpu")
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    history = list(train(Run(net, recipe, (images, labels), (images, labels), teacher=Net())))
+    data = images, labels
+    history = list(train(Run(net, MNIST, recipe, data, data, teacher=Net())))
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     assert all(np.isfinite(epoch["train_loss"]) for epoch in history)
     for key, parameter in net.named_parameters():
@@ -177,7 +178,7 @@ def test_training_takes_it(digits, name, precision):
 def test_tensorrt_builds_it(trained, name):
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx builds real engines")
     net = trained(name)
-    assert len(build_engine(trt, onnx_bytes(net), "fp32", (1, 64))) > 1000
+    assert len(build_engine(trt, onnx_bytes(Network(net)), "fp32", (1, 64))) > 1000
 
 
 # --- Finding it -----------------------------------------------------------------------------------
@@ -190,8 +191,8 @@ def test_weights_of_a_network_in_a_file(trained, tmp_path, name):
     loaded = load_network(str(tmp_path / "mine.pth"), f"{OWN}:{name}")
     assert (loaded.name, loaded.path) == (name, str(tmp_path / "mine.pth"))
     assert loaded.stem == str(tmp_path / "mine") and loaded.origin == loaded.path
-    grey = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
-    x = torch.from_numpy(normalise(grey))
+    grey = np.random.default_rng(0).integers(0, 256, (4, 1, 28, 28), np.uint8)
+    x = torch.from_numpy(MNIST.normalise(grey))
     with torch.no_grad():
         assert torch.equal(loaded.net(x), net(x))
 
@@ -209,7 +210,7 @@ def test_a_file_is_imported_from_where_it_lies(tmp_path, monkeypatch):
         """))
     monkeypatch.chdir(tmp_path)
     name, make = find_network("mine.py:Mine")
-    assert name == "Mine" and make_network(name, make)[1].out_features == 7
+    assert name == "Mine" and make_network(name, make, MNIST)[1].out_features == 7
 
 
 @pytest.mark.parametrize("content, network, words", [
@@ -218,12 +219,13 @@ def test_a_file_is_imported_from_where_it_lies(tmp_path, monkeypatch):
     ("import no_such_module", "mine.py:Mine", "ModuleNotFoundError: No module named 'no_such"),
     ("raise RuntimeError('boom')", "mine.py:Mine", "RuntimeError: boom"),
     ("from torch.nn import ReLU", "mine.py:Mine", "has no class Mine, but ReLU"),
-    ("def Mine(width): pass", "mine.py:Mine", "can't be made without arguments .TypeError"),
+    ("def Mine(width): pass", "mine.py:Mine",
+     "can't be made for images of 1×28×28 and 10 outputs .TypeError"),
     ("def Mine(): return 3", "mine.py:Mine", "gives a int, not a torch.nn.Module"),
     ("from torch.nn import Linear\ndef Mine(): return Linear(784, 10)", "mine.py:Mine",
-     "fails on float32 .B, 1, 28, 28.*RuntimeError"),
+     "fails on float32 .2, 1, 28, 28.*RuntimeError"),
     ("from torch.nn import Identity as Mine", "mine.py:Mine",
-     r"gives \(2, 1, 28, 28\) for two digits, not \(2, 10\)"),
+     r"gives \(2, 1, 28, 28\) for two images of mnist, not \(2, 10\)"),
     ("from torch.nn import *\ndef Mine(): return Sequential(Flatten(), Linear(784, 10))",
      "mine.py:Mine", "doesn't give log-probabilities"),
     (None, "smal", "did you mean small|only net"),
@@ -234,7 +236,7 @@ def test_what_is_no_network_is_said(tmp_path, monkeypatch, content, network, wor
     if content is not None:
         (tmp_path / "mine.py").write_text(content + "\n")
     with pytest.raises(UnavailableError, match=words) as error:
-        make_network(*find_network(network))
+        make_network(*find_network(network), MNIST)
     assert len(str(error.value).split("\n")) <= 2
 
 

@@ -129,6 +129,7 @@ def test_a_tensorrt_engine_on_the_real_pycuda():
     assert run_on_pycuda("""
 import fake_tensorrt, torch
 from mnist.engines.registry import open_engine, reference_log_probs
+from mnist.models.weights import Network
 from MNISTmodel import Net
 torch.set_num_threads(1)
 device = real_pycuda.make_device()
@@ -139,7 +140,7 @@ net.fc2.weight.data.mul_(20)
 digits = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
 
 def open_one():
-    return open_engine("tensorrt", net, "cuda", "fp32", 16, memory="pycuda")
+    return open_engine("tensorrt", Network(net), "cuda", "fp32", 16, memory="pycuda")
 
 def answer(engine):
     return np.concatenate([engine(digits[:16]).copy(), engine(digits[16:]).copy()])
@@ -147,7 +148,8 @@ def answer(engine):
 sys.stderr = open("/dev/null", "w")
 engine = in_thread(open_one)
 for answers in (in_thread(answer, engine), answer(engine)):
-    np.testing.assert_allclose(answers, reference_log_probs(net, digits), atol=1e-4, rtol=0)
+    expected = reference_log_probs(Network(net), digits)
+    np.testing.assert_allclose(answers, expected, atol=1e-4, rtol=0)
 print(engine.detail)
 in_thread(engine.close)
 assert (driver.fake_alive(), driver.fake_depth()) == (0, 0)

@@ -73,10 +73,10 @@ def test_the_trial_of_a_killed_worker_is_tried_again(search, tmp_path, mine):
 
 
 @pytest.fixture
-def search(digits_enough, tmp_path):
+def search(small_mnist, tmp_path):
     """Run SearchMNIST.py on a storage of the test's own."""
     def search(*flags, run=run, **settings):
-        return run("SearchMNIST.py", *flags, "--data-dir", digits_enough, "--threads", 1,
+        return run("SearchMNIST.py", *flags, "--data-dir", small_mnist, "--threads", 1,
                    "--storage", tmp_path / "study.db", **settings)
     return search
 
@@ -92,25 +92,25 @@ def mine(tmp_path):
     return f"{tmp_path}/mine.py:Mine"
 
 
-def test_a_grid_with_a_rate_that_diverges(search, tmp_path, digits_enough, mine):
+def test_a_grid_with_a_rate_that_diverges(search, tmp_path, small_mnist, mine):
     flags = ["grid", "--network", mine, "--batch-size", 32, "--epochs", 1, "--lr", 0.05, 1e38,
              "--json", tmp_path / "record.json", "--plot", tmp_path / "plot.png"]
     out, _ = search(*flags)
-    assert "diverged, 0 % of the held-out digits" in out
+    assert "diverged, 0 % of the held-out images" in out
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["settings"]["lr"] for row in record["rows"]] == [0.05, 1e38]
     assert record["rows"][1]["diverged"] and not record["rows"][0]["diverged"]
-    assert (record["trained_on"], record["held_out"], record["points"]) == (200, 10000, 2)
+    assert (record["trained_on"], record["held_out"], record["points"]) == (834, 166, 2)
     assert 0 < record["choice"]["test_accuracy"] <= 1 and (tmp_path / "plot.png").exists()
     again, _ = search(*flags, run=run_here)  # nothing is trained anew, not even for the test digits
-    assert "2 trials, 2 done" in again and "of the held-out digits, " not in again
+    assert "2 trials, 2 done" in again and "of the held-out images, " not in again
     assert again.split("\n\n")[1:] == out.split("\n\n")[1:]
     command = shlex.split(out.strip().split("\n")[-1])
     assert command == ["python", "TrainMNIST.py", "--network", mine, "--batch-size", "32",
                        "--epochs", "1", "--lr", "0.05"]
-    out, _ = run_here(*command[1:], "--data-dir", digits_enough, "--threads", 1,
+    out, _ = run_here(*command[1:], "--data-dir", small_mnist, "--threads", 1,
                       "--output", tmp_path / "net.pth")
-    assert "training on 10200 digits" in out
+    assert "training on 1000 images" in out
     _, err = search("grid", "--network", mine, "--batch-size", 16, "--lr", 0.05, run=refused)
     assert "another study called grid-Mine: its tried is" in err and "--study" in err
 
@@ -154,7 +154,7 @@ def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search, mine):
 @pytest.mark.parametrize("flags, words", [
     (["ablate"], "net has no variants to compare; --option takes augment"),
     (["ablate", "--option", "nonsense"], "invalid choice"),
-    (["grid", "--digits", 201], "there are only 200"),
+    (["grid", "--digits", 835], "there are only 834"),
     (["grid", "--lr", 0], "--lr: must be above 0"),
     (["lr", "--augment", 2], "--augment: must be from 0 to 1"),
     (["grid", "--network", "nonsense"], "there is none of that name"),
@@ -163,9 +163,9 @@ def test_ctrl_c_shows_what_was_found_and_the_study_goes_on(search, mine):
     (["grid", "--storage", "nonsense://x"], "--storage nonsense://x: can't be used"),
     (["grid", "--storage", "postgresql://me@127.0.0.1:1/none"], "can't be used"),
 ])
-def test_what_cannot_be_is_one_clear_line(digits_enough, tmp_path, flags, words):
+def test_what_cannot_be_is_one_clear_line(small_mnist, tmp_path, flags, words):
     storage = [] if "--storage" in flags else ["--storage", tmp_path / "study.db"]
-    _, err = refused("SearchMNIST.py", *flags, "--data-dir", digits_enough, *storage)
+    _, err = refused("SearchMNIST.py", *flags, "--data-dir", small_mnist, *storage)
     assert words in err and len(err.strip().split("\n")[-1]) < 250
     assert "error: " in err.strip().split("\n")[-1]
 

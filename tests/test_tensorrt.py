@@ -2,6 +2,7 @@
 against a stand-in for each generation of the API (see fake_tensorrt.py)."""
 
 import concurrent.futures
+import functools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import InfMNISTcudaRT
 import mnist.engines.trt
 import mnist.machine
 import mnist.models.weights
+from mnist.datasets.image_set import MNIST
 from mnist.engines import trt_cache
 from mnist.engines.onnx_export import onnx_bytes
 from mnist.engines.precision import PRECISIONS
@@ -32,7 +34,8 @@ from mnist.engines.trt import (
 from mnist.engines.trt_cache import EngineFile, cached_engine, engine_from_file, engine_path
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT
-from mnist.models.weights import load_network, save_weights
+from mnist.models.weights import Network, load_network, save_weights
+from MNISTdsource import Images, calibration_images
 from MNISTmodel import NETWORKS, Net
 
 FP16_TOLERANCE = 0.1
@@ -45,6 +48,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+calibration = functools.partial(calibration_images, MNIST)
+
+
+def kept(net, stem):
+    """A network whose engines are kept beside `stem`.pth."""
+    return Network(net, path=stem + ".pth")
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ SLOW = pytest.param("separable", DYNAMIC, marks=pytest.mark.slow)
 @pytest.mark.parametrize("precision", ENGINES["tensorrt"].precisions["cuda"])
 def test_real_engine(rtx, name, stem, capsys, precision, batches):
     net = shipped_network(name)
-    engine_file = EngineFile(net, precision, batches, stem)
+    engine_file = EngineFile(kept(net, stem), precision, batches, calibration)
     plan = engine_file.build()
     assert engine_file.read() == plan
     with open(engine_file.path, "rb") as file:
@@ -102,10 +113,10 @@ def test_real_engine(rtx, name, stem, capsys, precision, batches):
     _, broken = runtime.get_engine_validity(plan[1:size] + b"?")
     assert sound == 0 != broken
     if torch.cuda.is_available():
-        assert load_engine(rtx, plan).batches == batches
+        assert load_engine(rtx, plan, MNIST).batches == batches
     else:
         with pytest.raises(MNISTError, match="can't load the engine .*CUDA driver"):
-            load_engine(rtx, plan)
+            load_engine(rtx, plan, MNIST)
 
 
 @pytest.mark.usefixtures("half_precision")
@@ -118,7 +129,7 @@ def test_what_the_real_tensorrt_makes_of_the_graph(rtx, name, stem, precision):
     log = process_log(rtx).forget()
     network = rtx.Builder(log).create_network(0)
     parser = rtx.OnnxParser(network, log)
-    assert parser.parse(EngineFile(net, precision, (1, 64), stem).graph)
+    assert parser.parse(EngineFile(kept(net, stem), precision, (1, 64), calibration).graph)
     assert (network.num_inputs, network.num_outputs) == (1, 1)
     image, log_probs = network.get_input(0), network.get_output(0)
     assert (image.name, tuple(image.shape)) == ("image", (-1, 1, 28, 28))
@@ -139,18 +150,18 @@ def test_what_the_real_tensorrt_makes_of_the_graph(rtx, name, stem, precision):
 
 @pytest.mark.usefixtures("half_precision")
 def test_fp16_halves_a_real_engine(rtx, net, stem):
-    single = EngineFile(net, "fp32", (1, 1), stem).build()
-    half = EngineFile(net, "fp16", (1, 1), stem).build()
+    single = EngineFile(kept(net, stem), "fp32", (1, 1), calibration).build()
+    half = EngineFile(kept(net, stem), "fp16", (1, 1), calibration).build()
     assert len(half) < 0.7 * len(single)
 
 
 def test_real_loader_refuses_what_is_no_engine(rtx, net, stem):
-    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     plan = engine_file.build()
     for damaged, words in ((plan[:1000], "plan.header.size"), (b"garbage" * 99, "magicTag"),
                            (engine_file.graph, "magicTag"), (b"", "can't load the engine")):
         with pytest.raises(MNISTError, match=words):
-            load_engine(rtx, damaged)
+            load_engine(rtx, damaged, MNIST)
 
 
 def test_real_parser_errors_are_quoted(rtx):
@@ -175,7 +186,7 @@ def test_names():
 
 
 def test_every_field_of_the_record_is_believed_only_as_wanted(rtx, net, stem, capsys):
-    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     engine_file.build()
     with open(engine_file.path + ".json") as file:
         record = json.load(file)
@@ -195,34 +206,34 @@ def test_every_field_of_the_record_is_believed_only_as_wanted(rtx, net, stem, ca
 
 @pytest.mark.usefixtures("half_precision")
 def test_other_weights_batch_or_precision_are_another_engine(rtx, net, stem, capsys):
-    EngineFile(net, "fp32", (1, 1), stem).build()
+    EngineFile(kept(net, stem), "fp32", (1, 1), calibration).build()
     net.conv2.bias.data[0] += 1e-3
-    assert EngineFile(net, "fp32", (1, 1), stem).read() is None
+    assert EngineFile(kept(net, stem), "fp32", (1, 1), calibration).read() is None
     assert "weights_sha256" in capsys.readouterr().err
-    assert EngineFile(net, "fp16", (1, 1), stem).read() is None
-    assert EngineFile(net, "fp32", (2, 2), stem).read() is None
+    assert EngineFile(kept(net, stem), "fp16", (1, 1), calibration).read() is None
+    assert EngineFile(kept(net, stem), "fp32", (2, 2), calibration).read() is None
 
 
 def test_what_was_built_without_a_gpu_serves_any_where_it_can(rtx, net, stem, monkeypatch):
     """TensorRT-RTX compiles for the GPU when an engine first runs."""
     monkeypatch.setattr(trt_cache, "find_gpu", lambda: (None, None))
-    plan = EngineFile(net, "fp32", (1, 1), stem).build()
+    plan = EngineFile(kept(net, stem), "fp32", (1, 1), calibration).build()
     monkeypatch.setattr(trt_cache, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
-    assert EngineFile(net, "fp32", (1, 1), stem).read() == plan
+    assert EngineFile(kept(net, stem), "fp32", (1, 1), calibration).read() == plan
 
 
 def test_what_was_built_for_one_gpu_serves_no_other(machine, net, stem, monkeypatch, capsys):
     machine.install("10.3.0")
-    plan = EngineFile(net, "fp32", (1, 1), stem).build()
-    assert EngineFile(net, "fp32", (1, 1), stem).read() == plan
+    plan = EngineFile(kept(net, stem), "fp32", (1, 1), calibration).build()
+    assert EngineFile(kept(net, stem), "fp32", (1, 1), calibration).read() == plan
     monkeypatch.setattr(trt_cache, "find_gpu", lambda: ("GeForce RTX 4090", "8.9"))
-    assert EngineFile(net, "fp32", (1, 1), stem).read() is None
+    assert EngineFile(kept(net, stem), "fp32", (1, 1), calibration).read() is None
     assert "its gpu is NVIDIA Tegra X1, wanted is GeForce RTX 4090" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"null", b"{", b'{"batch', b"\xff\xfe"])
 def test_engine_without_a_readable_record(rtx, net, stem, capsys, content):
-    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     engine_file.build()
     if content is None:
         os.remove(engine_file.path + ".json")
@@ -235,7 +246,7 @@ def test_engine_without_a_readable_record(rtx, net, stem, capsys, content):
 
 
 def test_a_kill_between_engine_and_record_is_noticed(rtx, net, stem, monkeypatch, capsys):
-    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     engine_file.build()
 
     def killed(*_):
@@ -252,7 +263,7 @@ def test_a_kill_between_engine_and_record_is_noticed(rtx, net, stem, monkeypatch
 @pytest.mark.parametrize("damage", [lambda plan: plan[:-1], lambda plan: b"",
                                     lambda plan: plan[:500] + bytes([plan[500] ^ 1]) + plan[501:]])
 def test_a_damaged_engine_is_not_used(rtx, net, stem, capsys, damage):
-    engine_file = EngineFile(net, "fp32", (1, 1), stem)
+    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     plan = engine_file.build()
     with open(engine_file.path, "wb") as file:
         file.write(damage(plan))
@@ -274,7 +285,7 @@ class Machine:
         if memory == "pycuda":
             modules.update(fake_pycuda(self.device))
         else:
-            onnx_bytes(Net())  # torch imports its exporter late: while it is still torch
+            onnx_bytes(Network(Net()))  # torch imports its exporter late: while it is still torch
             modules.update({"pycuda": None, "torch": fake_torch(self.device, **torch_settings)})
         for name, module in modules.items():
             self.monkeypatch.setitem(sys.modules, name, module)
@@ -288,7 +299,7 @@ def machine(monkeypatch):
 
 def check_answers(engine, net, digits, tolerance=1e-4):
     """All of the digits go through, a short batch last, and each answer is its digit's own."""
-    expected = reference_log_probs(net, digits)
+    expected = reference_log_probs(Network(net), digits)
     for start in range(0, len(digits), engine.batch_size):
         batch = digits[start:start + engine.batch_size]
         got = engine(batch)
@@ -308,7 +319,7 @@ def test_every_generation_answers_right(machine, net, digits, stem, version, nam
                                         batches):
     machine.install(version, name)
     count = 144 if batch_size > 1 else 5
-    engine = cached_engine(net, "cuda", "fp32", batch_size, batches, stem)
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", batch_size, batches=batches)
     check_answers(engine, net, digits[:count])
     call = "execute_async_v2" if version.startswith(("8.2", "8.4")) else "execute_async_v3"
     assert set(machine.device.calls) == {call}
@@ -322,9 +333,9 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
     trt = machine.install(version, name)
     if not hasattr(trt.BuilderFlag, "FP16"):
         request.getfixturevalue("half_precision")
-    engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
+    engine = cached_engine(kept(net, stem), "cuda", "fp16", 64)
     check_answers(engine, net, digits, FP16_TOLERANCE)
-    rounded = np.abs(engine(digits[:64]) - reference_log_probs(net, digits[:64])).max()
+    rounded = np.abs(engine(digits[:64]) - reference_log_probs(Network(net), digits[:64])).max()
     assert rounded > 1e-4  # it did compute in half precision
     assert os.path.exists(stem + ".onnx") == hasattr(trt.BuilderFlag, "FP16")
     assert os.path.exists(stem + "-fp16.onnx") == (not hasattr(trt.BuilderFlag, "FP16"))
@@ -333,9 +344,9 @@ def test_every_generation_in_half_precision(machine, net, digits, stem, version,
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("version", ["8.2.1.9", "10.3.0"])
 def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem, version, graphs):
-    expected = reference_log_probs(net, digits[:64])
+    expected = reference_log_probs(Network(net), digits[:64])
     machine.install(version, memory="torch", graphs=graphs)
-    engine = cached_engine(net, "cuda", "fp32", 64, stem=stem, memory="torch")
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", 64, memory="torch")
     assert machine.device.calls == []  # the first call is the user's
     engine(digits[:64])
     calls = len(machine.device.calls)
@@ -348,9 +359,9 @@ def test_through_torch_with_and_without_a_cuda_graph(machine, net, digits, stem,
 
 @pytest.mark.parametrize("memory", ["pycuda", "torch"])
 def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, memory):
-    expected = reference_log_probs(net, digits[:3])
+    expected = reference_log_probs(Network(net), digits[:3])
     machine.install("10.3.0", memory=memory)
-    engine = cached_engine(net, "cuda", "fp32", 3, stem=stem)
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", 3)
     x = engine.prepare(digits[:3])
     engine.pixels[:] = 0  # compute must not copy again
     engine.compute(x)
@@ -361,7 +372,7 @@ def test_compute_alone_runs_on_what_was_prepared(machine, net, digits, stem, mem
 
 def test_flags_only_where_asked(machine, net):
     trt = machine.install("10.3.0")
-    graph = onnx_bytes(net)
+    graph = onnx_bytes(Network(net))
     for precision, flags in (("fp32", []), ("tf32", ["TF32"]), ("fp16", ["FP16"]),
                              ("bf16", ["BF16"]), ("int8", ["INT8"])):
         plan = mnist.engines.trt.build_engine(trt, graph, precision, (1, 1))
@@ -381,7 +392,7 @@ def test_a_precision_that_a_version_lacks_is_refused(machine, net):
     trt = machine.install("8.6.1")
     assert tensorrt_missing("cuda", "bf16") == "tensorrt 8.6.1 has no bf16; newer ones have"
     with pytest.raises(UnavailableError, match="8.6.1 has no bf16"):
-        mnist.engines.trt.build_engine(trt, onnx_bytes(net), "bf16", (1, 1))
+        mnist.engines.trt.build_engine(trt, onnx_bytes(Network(net)), "bf16", (1, 1))
     for version in ("10.3.0", "11.4.0.106"):
         machine.install(version)
         assert tensorrt_missing("cuda", "bf16") is None
@@ -394,7 +405,7 @@ def test_a_precision_that_a_gpu_lacks_is_refused(machine, net, version, precisio
     trt = machine.install(version)
     machine.device.failing.add(precision)
     with pytest.raises(UnavailableError, match=f"this GPU has no {precision}"):
-        mnist.engines.trt.build_engine(trt, onnx_bytes(net), precision, (1, 1))
+        mnist.engines.trt.build_engine(trt, onnx_bytes(Network(net)), precision, (1, 1))
 
 
 def test_torch_manages_memory_where_both_can(machine, net, digits, stem):
@@ -402,10 +413,10 @@ def test_torch_manages_memory_where_both_can(machine, net, digits, stem):
     machine.install("10.3.0", memory="torch")
     for name, module in fake_pycuda(machine.device).items():
         machine.monkeypatch.setitem(sys.modules, name, module)
-    engine = cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", 1)
     engine(digits[:1])
     assert engine.detail == "tensorrt 10.3.0, torch memory, CUDA graph"
-    engine = cached_engine(net, "cuda", "fp32", 1, stem=stem, memory="pycuda")
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", 1, memory="pycuda")
     assert engine.detail == "tensorrt 10.3.0, pycuda memory"
 
 
@@ -417,7 +428,7 @@ def in_thread(function, *arguments):
 def test_pycuda_whatever_thread_calls(machine, net, digits, stem):
     """Opened, used and closed in threads of their own, as a window's worker may."""
     machine.install("10.3.0")
-    engine = in_thread(lambda: cached_engine(net, "cuda", "fp32", 64, stem=stem))
+    engine = in_thread(lambda: cached_engine(kept(net, stem), "cuda", "fp32", 64))
     in_thread(check_answers, engine, net, digits)
     check_answers(engine, net, digits)
     in_thread(engine.close)
@@ -435,11 +446,11 @@ def test_the_record_names_the_gpu_that_pycuda_sees(machine, net, stem):
 
 def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, capsys):
     machine.install("8.2.1.9")
-    cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 1)
     machine.device.failing.add("build")
-    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(kept(net, stem), "cuda", "fp32", 1), net, digits[:3])
     with pytest.raises(MNISTError, match="built no engine: Could not find any implementation"):
-        cached_engine(net, "cuda", "fp32", 1, stem=stem, rebuild=True)
+        cached_engine(kept(net, stem), "cuda", "fp32", 1, rebuild=True)
     with open(stem + ".rt.json") as file:
         record = json.load(file)
     assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
@@ -447,16 +458,16 @@ def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, c
 
 def test_an_engine_of_another_tensorrt_is_built_again(machine, net, digits, stem, capsys):
     machine.install("8.6.1")
-    cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 1)
     machine.install("10.3.0")
-    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(kept(net, stem), "cuda", "fp32", 1), net, digits[:3])
     assert "tensorrt_version is 8.6.1, wanted is 10.3.0" in capsys.readouterr().err
 
 
 def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem, capsys,
                                                      monkeypatch):
     trt = machine.install("10.3.0")
-    cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 1)
     loads = []
     real_load = trt.Runtime.deserialize_cuda_engine
 
@@ -466,7 +477,7 @@ def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem,
         return real_load(self, plan)
 
     monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", load_second)
-    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(kept(net, stem), "cuda", "fp32", 1), net, digits[:3])
     said = capsys.readouterr().err
     assert len(loads) == 2 and "is built anew" in said and "Version tag does not match" in said
 
@@ -474,7 +485,7 @@ def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem,
 def test_a_folder_that_cannot_be_written_is_a_warning(machine, net, digits, tmp_path, capsys):
     machine.install("10.3.0")
     stem = str(tmp_path / "missing" / "NetMNIST")
-    check_answers(cached_engine(net, "cuda", "fp32", 1, stem=stem), net, digits[:3])
+    check_answers(cached_engine(kept(net, stem), "cuda", "fp32", 1), net, digits[:3])
     assert "warning: can't write" in capsys.readouterr().err
 
 
@@ -497,12 +508,12 @@ def test_what_tensorrt_refuses_is_quoted(machine, net, digits, stem, version, fa
     machine.install(version)
     machine.device.failing.add(failing)
     with pytest.raises(MNISTError, match=words):
-        cached_engine(net, "cuda", "fp32", 1, (1, 64), stem)(digits[:1])
+        cached_engine(kept(net, stem), "cuda", "fp32", 1, batches=(1, 64))(digits[:1])
 
 
 def test_execute_that_starts_to_fail_is_an_error(machine, net, digits, stem):
     machine.install("10.3.0")
-    engine = cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    engine = cached_engine(kept(net, stem), "cuda", "fp32", 1)
     engine(digits[:1])
     machine.device.failing.add("execute")
     with pytest.raises(MNISTError, match="refused to run"):
@@ -511,18 +522,18 @@ def test_execute_that_starts_to_fail_is_an_error(machine, net, digits, stem):
 
 def test_engine_files_built_elsewhere(machine, net, digits, stem):
     machine.install("10.3.0")
-    cached_engine(net, "cuda", "fp32", 64, (16, 64), stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 64, batches=(16, 64))
     path = stem + "-b16to64.rt"
-    engine = engine_from_file(path)
+    engine = engine_from_file(path, MNIST)
     assert engine.batch_size == 64
     check_answers(engine, net, digits)
-    assert engine_from_file(path, batch_size=16).batch_size == 16
+    assert engine_from_file(path, MNIST, batch_size=16).batch_size == 16
     with pytest.raises(UnavailableError, match="takes batches of 16 to 64, not 1"):
-        engine_from_file(path, batch_size=1)
+        engine_from_file(path, MNIST, batch_size=1)
     with pytest.raises(UnavailableError, match="can't read"):
-        engine_from_file(stem + "-none.rt")
+        engine_from_file(stem + "-none.rt", MNIST)
     with pytest.raises(MNISTError, match="Magic tag"):
-        engine_from_file(stem + ".onnx")
+        engine_from_file(stem + ".onnx", MNIST)
 
 
 @pytest.mark.parametrize("other", ["network", "dtype"])
@@ -530,11 +541,11 @@ def test_engine_files_built_elsewhere(machine, net, digits, stem):
 def test_an_engine_of_another_network_is_refused(machine, net, stem, version, other):
     """Another shape, or another type, of the engine's tensors."""
     machine.install(version)
-    cached_engine(net, "cuda", "fp32", 1, stem=stem)
-    engine_from_file(stem + ".rt")
+    cached_engine(kept(net, stem), "cuda", "fp32", 1)
+    engine_from_file(stem + ".rt", MNIST)
     machine.device.failing.add(other)
-    with pytest.raises(MNISTError, match="isn't one of digits"):
-        engine_from_file(stem + ".rt")
+    with pytest.raises(MNISTError, match="isn't one of mnist"):
+        engine_from_file(stem + ".rt", MNIST)
 
 
 def test_what_is_missing_is_said(monkeypatch):
@@ -560,10 +571,10 @@ def test_a_broken_tensorrt_is_not_called_missing(monkeypatch, tmp_path):
 def program(machine, net, digits, stem, monkeypatch):
     """Run InfMNISTcudaRT.py's main in this process, on the stand-ins."""
     save_weights(net, stem + ".pth")
-    labels = reference_log_probs(net, digits).argmax(1).astype(np.uint8)
+    labels = reference_log_probs(Network(net), digits).argmax(1).astype(np.uint8)
     labels[0] = (labels[0] + 1) % 10
-    monkeypatch.setattr("MNISTdsource.load_digits",
-                        lambda *_: (digits, labels, "noise"))
+    monkeypatch.setattr("MNISTdsource.load_images", lambda *_, **__: Images(
+        digits, labels.astype(np.int64), None, "noise", "digest of noise"))
     once = {"calls": 1, "seconds": 0}
     monkeypatch.setattr("mnist.bench.stopwatch.WARM_UP", {"cuda": once})
     monkeypatch.setattr("mnist.bench.stopwatch.TURN_WARM_UP", {"cuda": once})
@@ -611,7 +622,7 @@ def test_program_with_one_dynamic_engine(program, machine, tmp_path, capsys):
 def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, net, stem, capsys):
     machine.install("10.3.0")
     net.conv1.bias.data[3] += 1
-    cached_engine(net, "cuda", "fp32", 64, stem=stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 64)
     assert program("--engine", stem + "-b64.rt") == 1
     assert "failed: WRONG: log-probabilities differ from" in capsys.readouterr().out
 
@@ -619,11 +630,11 @@ def test_program_with_an_engine_of_other_weights_says_wrong(program, machine, ne
 def test_program_keeps_the_rows_beside_a_wrong_one(program, machine, net, stem, capsys):
     machine.install("10.3.0")
     right = stem + ".rt"
-    cached_engine(net, "cuda", "fp32", 1, stem=stem)
+    cached_engine(kept(net, stem), "cuda", "fp32", 1)
     load = trt_cache.load_engine
 
-    def load_wrongly(trt, plan):
-        loaded = load(trt, plan)
+    def load_wrongly(*arguments):
+        loaded = load(*arguments)
         if loaded.batches == (64, 64):
             loaded.start = lambda stream: None  # writes no answer
         return loaded

@@ -16,6 +16,7 @@ import pytest
 
 from mnist.bench import stopwatch as bench
 from mnist.bench import tables
+from mnist.datasets.image_set import MNIST
 
 IMAGES, CLASSES = 100, 10
 LABELS = np.arange(IMAGES) % CLASSES
@@ -47,6 +48,7 @@ class FakeEngine:
     """Right answers after a known delay; `compute` takes a quarter of it. Reuses one buffer."""
 
     name, device, precision, detail = "fake", "cpu", "fp32", "fake 1.0"
+    image_set = MNIST._replace(classes=tuple(map(str, range(CLASSES))))
     clock = None
 
     def __init__(self, batch_size, delay=0.001, first_delay=0.0):

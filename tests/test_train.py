@@ -16,7 +16,7 @@ import mnist.training.augment
 import mnist.training.recipe
 import TrainMNIST
 from mnist.datasets.fonts import generated_digits
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
 from mnist.errors import UnavailableError
 from mnist.models.weights import load_network, trained_path
 from mnist.training import loop
@@ -51,8 +51,8 @@ def test_the_seed_orders_the_digits_too(augment):
     trained = []
     for seed in (3, 3, 4):
         recipe = Recipe(seed=seed, epochs=1, batch_size=64, augment=augment)
-        net = loop.new_network("net", NETWORKS["net"], Recipe(seed=0), "cpu")
-        list(loop.train(loop.Run(net, recipe, digits, digits)))
+        net = loop.new_network("net", NETWORKS["net"], MNIST, Recipe(seed=0), "cpu")
+        list(loop.train(loop.Run(net, MNIST, recipe, digits, digits)))
         trained.append(net.state_dict())
     assert identical(trained[0], trained[1]) and not identical(trained[0], trained[2])
 
@@ -150,7 +150,6 @@ def test_record_and_plot(train, tmp_path):
     (["--plot", "curves.xyz"], "end it in .png"),
     (["--network", "nett"], "did you mean net?"),
     (["--teacher", "no.pth"], "no weights file no.pth"),
-    (["--validate"], "10000 digits are to be held out"),
 ])
 def test_bad_requests(small_mnist, tmp_path, flags, words):
     out, err = refused("TrainMNIST.py", "--data-dir", small_mnist, "--output", "net.pth", *flags,
@@ -165,6 +164,27 @@ def test_diverged_training_replaces_nothing(small_mnist, tmp_path):
     assert "the training diverged in epoch 1; nothing was saved" in err and "--lr" in err
     assert (tmp_path / "net.pth").read_bytes() == b"weights of old"
     assert os.listdir(tmp_path) == ["net.pth"]
+
+
+def test_a_training_that_ends_with_guessing_replaces_nothing(small_mnist, tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"weights of old")
+    _, err = run("TrainMNIST.py", "--data-dir", small_mnist, "--output", "net.pth", "--optimizer",
+                 "adamw", "--lr", 3, "--epochs", 2, status=1, cwd=tmp_path)
+    assert "the training diverged: loss" in err and "A smaller --lr than 3" in err
+    assert (tmp_path / "net.pth").read_bytes() == b"weights of old"
+
+
+def test_a_run_goes_on_with_the_same_images_only(small_mnist, tmp_path):
+    flags = ["TrainMNIST.py", "--epochs", 3, "--output", tmp_path / "net.pth"]
+    with start(*flags, "--data-dir", small_mnist) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/3"):
+                break
+        process.kill()
+        process.communicate()
+    assert (tmp_path / "net.pth.resume").exists()
+    _, err = refused(*flags, "--data", "generated", "--resume")
+    assert "--resume: the unfinished run had data IDX files" in err
 
 
 def test_student_of_another_network(train, small_mnist, tmp_path):
@@ -191,7 +211,7 @@ def test_where_weights_and_record_go(monkeypatch, tmp_path, network, flags, outp
     monkeypatch.setattr("sys.argv", ["TrainMNIST.py", *flags])
     arguments = TrainMNIST.parse_arguments()
     TrainMNIST.import_library()
-    TrainMNIST.choose_files(arguments, network)
+    TrainMNIST.choose_files(arguments, network, MNIST)
     home = os.path.dirname(trained_path(network))
     assert [os.path.relpath(path, home if "/" not in output else None) if path != "-" else "-"
             for path in (arguments.output, arguments.json)] == [output, record]
@@ -209,11 +229,11 @@ def test_learning_rate_is_one_cycle():
 
 
 def test_augmentation_moves_digits_but_keeps_them():
-    images = torch.zeros(200, 28, 28, dtype=torch.uint8)
-    images[:, 8:20, 12:16] = 255
-    x = normalise(images)
-    moved = mnist.training.augment.augment(x, loop.make_generator("cpu", 0))
-    again = mnist.training.augment.augment(x, loop.make_generator("cpu", 0))
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 8:20, 12:16] = 255
+    x = MNIST.normalise(images)
+    moved = mnist.training.augment.augment_digits(x, loop.make_generator("cpu", 0))
+    again = mnist.training.augment.augment_digits(x, loop.make_generator("cpu", 0))
     assert torch.equal(moved, again)
     assert moved.shape == x.shape and len(torch.unique(moved.sum((1, 2, 3)))) > 190
     assert moved.min() >= x.min() - 1e-5 and moved.max() <= x.max() + 1e-5
@@ -222,10 +242,10 @@ def test_augmentation_moves_digits_but_keeps_them():
 
 
 def test_augmentation_moves_digits_across_and_down_independently():
-    images = torch.zeros(200, 28, 28, dtype=torch.uint8)
-    images[:, 12:16, 12:16] = 255
-    x = normalise(images)
-    ink = (mnist.training.augment.augment(x, loop.make_generator("cpu", 0)) - x.min())[:, 0]
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 12:16, 12:16] = 255
+    x = MNIST.normalise(images)
+    ink = (mnist.training.augment.augment_digits(x, loop.make_generator("cpu", 0)) - x.min())[:, 0]
     places = torch.arange(28.0)
     total = ink.sum((1, 2))
     across = (ink.sum(1) * places).sum(1) / total
@@ -244,7 +264,8 @@ def test_thickness_between_erosion_and_dilation():
 
 
 def test_accuracy_has_its_binomial_error():
-    assert TrainMNIST.accuracy_text(9935, 10000) == "9935/10000 (99.35 % ± 0.08)"
+    result = {"right": 9935, "accuracy": 0.9935}
+    assert TrainMNIST.score_text(result, 10000) == "accuracy 9935/10000 (99.35 % ± 0.08)"
     assert math.isclose(100 * math.sqrt(0.9935 * 0.0065 / 10000), 0.08, abs_tol=0.005)
 
 
@@ -278,19 +299,19 @@ class Noisy(torch.nn.Module):
 def few():
     """(digits to train on, digits to watch), generated."""
     digits = [torch.from_numpy(array) for array in generated_digits(700, seed=1)]
-    digits[1] = digits[1].long()
     return [array[:500] for array in digits], [array[500:] for array in digits]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimizer):
     recipe = mnist.training.recipe.Recipe(epochs=4, batch_size=64, augment=1.0, optimizer=optimizer)
-    whole = loop.new_network("Noisy", Noisy, recipe, "cpu")
-    list(loop.train(loop.Run(whole, recipe, *few)))
+    whole = loop.new_network("Noisy", lambda *_: Noisy(), MNIST, recipe, "cpu")
+    list(loop.train(loop.Run(whole, MNIST, recipe, *few)))
 
     TrainMNIST.import_library()
     for _ in range(2):
-        run = loop.Run(loop.new_network("Noisy", Noisy, recipe, "cpu"), recipe, *few)
+        net = loop.new_network("Noisy", lambda *_: Noisy(), MNIST, recipe, "cpu")
+        run = loop.Run(net, MNIST, recipe, *few)
         if (tmp_path / "state").exists():
             TrainMNIST.resume(tmp_path / "state", recipe._asdict(), run)
         for line in loop.train(run):
@@ -305,14 +326,14 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
 def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
     recipe = mnist.training.recipe.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
     (images, labels), watched = few
-    teacher = loop.new_network("net", NETWORKS["net"], recipe, "cpu")
-    list(loop.train(loop.Run(teacher, recipe, (images, labels), watched)))
+    teacher = loop.new_network("net", NETWORKS["net"], MNIST, recipe, "cpu")
+    list(loop.train(loop.Run(teacher, MNIST, recipe, (images, labels), watched)))
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
     wrong = labels[torch.randperm(len(labels), generator=loop.make_generator("cpu", 0))]
 
     def accuracy(**more):
-        student = loop.new_network("small", NETWORKS["small"], recipe, "cpu")
-        run = loop.Run(student, recipe, (images, wrong), watched, **more)
+        student = loop.new_network("small", NETWORKS["small"], MNIST, recipe, "cpu")
+        run = loop.Run(student, MNIST, recipe, (images, wrong), watched, **more)
         return list(loop.train(run))[-1]["accuracy"]
     assert accuracy(teacher=teacher) > 0.8 > 0.4 > accuracy()
     assert identical(before, teacher.state_dict())
@@ -331,7 +352,7 @@ def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
 
 def test_after_step_and_frozen_parameters(few):
     recipe = mnist.training.recipe.Recipe(epochs=1, batch_size=64)
-    net = loop.new_network("Noisy", Noisy, recipe, "cpu")
+    net = loop.new_network("Noisy", lambda *_: Noisy(), MNIST, recipe, "cpu")
     net.layers[0].weight.requires_grad_(False)
     frozen, steps = net.layers[0].weight.clone(), []
 
@@ -339,13 +360,31 @@ def test_after_step_and_frozen_parameters(few):
         steps.append(1)
         with torch.no_grad():
             net.layers[5].weight[:, :100] = 0
-    run = loop.Run(net, recipe, *few)
+    run = loop.Run(net, MNIST, recipe, *few)
     run.after_step = mask
     list(loop.train(run))
     assert len(steps) == 8 and torch.equal(frozen, net.layers[0].weight)
     assert net.layers[5].weight[:, :100].abs().max() == 0 < net.layers[5].weight.abs().max()
     with pytest.raises(UnavailableError, match="nothing to train"):
         loop.make_optimiser(net.requires_grad_(False), recipe)
+
+
+def test_pictures_are_flipped_and_moved_but_signs_never_flipped():
+    x = torch.zeros(400, 3, 32, 32)
+    x[:, :, :, 4:9] = 1  # a stripe on the left
+    pictures = mnist.training.augment.augment_pictures(x, loop.make_generator("cpu", 0))
+    right = pictures[..., 16:].mean((1, 2, 3)) > pictures[..., :16].mean((1, 2, 3))
+    assert 0.4 < right.float().mean() < 0.6 and len(torch.unique(pictures.flatten(1), dim=0)) > 15
+    assert set(torch.unique(pictures).tolist()) == {0, 1}
+    signs = mnist.training.augment.augment_signs(x, loop.make_generator("cpu", 0))
+    assert (signs[..., 16:].mean((1, 2, 3)) < signs[..., :16].mean((1, 2, 3))).all()
+
+
+def test_regression_is_judged_by_its_root_mean_square_error():
+    values = torch.tensor([[0.5, 0.0], [0.0, 0.0]])
+    image_set = MNIST._replace(task="regression", classes=("x", "y"))
+    assert image_set.score(values.numpy(), np.zeros((2, 2))) == pytest.approx(0.25)
+    assert float(loop.loss_of(values, torch.zeros(2, 2), 0)) == pytest.approx(0.0625)
 
 
 def test_dilation_is_max_pooling():
@@ -363,9 +402,9 @@ def test_bfloat16_on_a_gpu_is_not_emulated(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # true of Turing too
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
-    assert loop.use_bfloat16("auto", "cuda", net) is has
-    assert loop.use_bfloat16("bf16", "cuda", net)
-    assert not loop.use_bfloat16("fp32", "cuda", net)
+    assert loop.use_bfloat16("auto", "cuda", net, MNIST) is has
+    assert loop.use_bfloat16("bf16", "cuda", net, MNIST)
+    assert not loop.use_bfloat16("fp32", "cuda", net, MNIST)
 
 
 def test_auto_takes_float32_where_torch_lacks_a_part_of_bfloat16(monkeypatch):
@@ -381,7 +420,7 @@ def test_auto_takes_float32_where_torch_lacks_a_part_of_bfloat16(monkeypatch):
             return x
 
     monkeypatch.setattr(loop, "has_bfloat16", lambda device: True)
-    assert not loop.use_bfloat16("auto", "cpu", Float32Only())
+    assert not loop.use_bfloat16("auto", "cpu", Float32Only(), MNIST)
 
 
 def test_float32_on_a_gpu_is_not_tf32():

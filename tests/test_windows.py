@@ -18,7 +18,7 @@ import GraphMNIST
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.engines import registry
 from mnist.gui.canvas import to_image
-from mnist.models.weights import save_weights
+from mnist.models.weights import Network, save_weights
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_any_network(tmp_path, name):
         draw(window.canvas, SEVEN)
         settle(window)
         digit = part(window, "network_input").digit
-        log_probs = registry.reference_log_probs(net, digit[None])[0]
+        log_probs = registry.reference_log_probs(Network(net), digit[None])[0]
         values = part(window, "probabilities").values
         assert np.allclose(values, np.exp(log_probs), atol=1e-4)
         assert part(window, "answer").text() == str(values.argmax())

@@ -1,4 +1,4 @@
-"""What a run's numbers look like: a comparison, a training, a study, the digits misread.
+"""What a run's numbers look like: a comparison, a training, a study, the images misread.
 
 Needs matplotlib, but no display.
 """
@@ -73,8 +73,8 @@ def save_plot(path, records):
     height = margin + 0.36 * len(lines)
     figure = new_figure(10, height)
     figure.text(0.012, 1 - 0.1 / height,
-                "Reading MNIST digits, end-to-end: from pixels to log-probabilities",
-                fontsize=12, va="top")
+                f"{records[0]['settings']['data']}, end-to-end: from pixels in host memory to the "
+                "network's outputs there", fontsize=12, va="top")
     figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
 
     latency, throughput = figure.subplots(1, 2, sharey=True)
@@ -94,7 +94,7 @@ def save_plot(path, records):
             add_text(throughput, speed, y, f"{speed:,.0f}{note}")
             style["label"] = None
     for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
-                         (throughput, "throughput, digits per second")):
+                         (throughput, "throughput, images per second")):
         panel.set_title(title, fontsize=10)
         panel.set_xscale("log")
         low, high = panel.get_xlim()  # with room for the numbers
@@ -147,16 +147,16 @@ def plot_lines(records):
 MISTAKES_SHOWN = 120
 
 
-def plot_mistakes(path, images, targets, log_probs, title):
+def plot_mistakes(path, images, targets, log_probs, network):
     """Save the figure of `draw_mistakes`."""
-    save_figure(draw_mistakes(images, targets, log_probs, title), path)
+    save_figure(draw_mistakes(images, targets, log_probs, network), path)
 
 
-def draw_mistakes(images, targets, log_probs, title):
-    """A figure of the confusion matrix, and of the misread digits, the surest first.
+def draw_mistakes(images, targets, log_probs, network):
+    """A figure of the confusion matrix, and of the misread images, the surest first.
 
-    images uint8 (N, 28, 28), targets (N,), log_probs float32 (N, 10) log-probabilities. A digit's
-    caption: its number, its label, what it was read as, and with which probability.
+    images uint8 (N, C, H, W), targets (N,), log_probs float32 (N, K) of a `Network`. An image's
+    caption: its number, its class, what it was read as, and with which probability.
     """
     import numpy as np
     predictions = log_probs.argmax(1)
@@ -167,41 +167,55 @@ def draw_mistakes(images, targets, log_probs, title):
     rows = max(-(-len(surest) // columns), 4)
     width, height = 15, max(6.2, 1.3 * rows + 1.2)
     figure = new_figure(width, height, dpi=110)
-    text = f"{title}: {len(wrong):,} of {len(targets):,} digits misread"
+    classes = [name if len(name) < 12 else name[:10] + "…" for name in network.image_set.classes]
+    text = f"{network.origin}: {len(wrong):,} of {len(targets):,} images misread"
     if len(surest) < len(wrong):
         text += f", the {len(surest)} surest shown"
     figure.text(0.01, 1 - 0.12 / height, text, fontsize=13, va="top")
     draw_confusion(figure.add_axes([0.035, 1 - 5.7 / height, 5 / width, 5 / height]), targets,
-                   predictions)
+                   predictions, classes)
     for k, index in enumerate(surest):
         row, column = divmod(k, columns)
         panel = figure.add_axes([(5.8 + 0.9 * column) / width, 1 - (1.75 + 1.3 * row) / height,
                                  0.8 / width, 0.8 / height])
-        panel.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
+        show_image(panel, images[index])
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.set_title(f"#{index}\n{targets[index]} read {predictions[index]}, "
-                        f"{np.exp(log_probs[index, predictions[index]]):.0%}", fontsize=7, pad=2)
+        sure = f"{np.exp(log_probs[index, predictions[index]]):.0%}"
+        caption = f"#{index}\n{classes[targets[index]]} read {classes[predictions[index]]}, {sure}"
+        if max(map(len, classes)) > 1:
+            caption = f"#{index} {sure}\n{classes[targets[index]]}\n→ {classes[predictions[index]]}"
+        panel.set_title(caption, fontsize=7 if max(map(len, classes)) == 1 else 5.5, pad=2)
     return figure
 
 
-def draw_confusion(panel, targets, predictions):
-    """How many digits of each label were read as what; the mistakes are shaded."""
+def show_image(panel, image):
+    """An image, uint8 (C, H, W): grey levels as ink on paper, or colours."""
+    if len(image) == 1:
+        panel.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
+    else:
+        panel.imshow(image.transpose(1, 2, 0))
+
+
+def draw_confusion(panel, targets, predictions, classes):
+    """How many images of each class were read as what; the mistakes are shaded."""
     import numpy as np
-    matrix = np.zeros((10, 10), int)
+    number = len(classes)
+    matrix = np.zeros((number, number), int)
     np.add.at(matrix, (targets, predictions), 1)
-    mistakes = matrix * (1 - np.eye(10, dtype=int))
+    mistakes = matrix * (1 - np.eye(number, dtype=int))
     panel.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, mistakes.max()))
-    for label in range(10):
-        for prediction in range(10):
-            if matrix[label, prediction]:
-                panel.text(prediction, label, matrix[label, prediction], ha="center", va="center",
-                           fontsize=8, color="0.55" if label == prediction else
-                           "white" if 2 * mistakes[label, prediction] > mistakes.max() else "black")
-    panel.set_xticks(range(10))
-    panel.set_yticks(range(10))
+    for label, prediction in zip(*np.nonzero(matrix)):
+        panel.text(prediction, label, matrix[label, prediction], ha="center", va="center",
+                   fontsize=min(8, 80 / number), color="0.55" if label == prediction else
+                   "white" if 2 * mistakes[label, prediction] > mistakes.max() else "black")
+    panel.set_xticks(range(number))
+    panel.set_xticklabels(classes, rotation=0 if max(map(len, classes)) == 1 else 90)
+    panel.set_yticks(range(number))
+    panel.set_yticklabels(classes)
     panel.set_xlabel("read as")
-    panel.set_ylabel("label")
+    panel.set_ylabel("class")
+    panel.tick_params(labelsize=min(9, 180 / number))
     panel.tick_params(length=0)
 
 
@@ -228,27 +242,32 @@ def draw_trade_off(panel, points, xlabel):
 
 
 def plot_training(path, record):
-    """Draw a training's record: loss and share of misread digits by epoch."""
-    digits = "held-out" if record["settings"]["validate"] else "test"
+    """Draw a training's record: loss and error rate (or RMSE) by epoch."""
+    watched = "held-out" if record["settings"]["validate"] else "test"
     figure = new_figure(9, 3.5, dpi=120)
-    draw_training(figure, record["epochs"], digits)
-    figure.suptitle(f"{record['settings']['network']}: {record['result']['accuracy']:.2%} of the "
-                    f"test digits after {len(record['epochs'])} epochs, "
-                    f"{record['result']['seconds']:.0f} s")
+    draw_training(figure, record["epochs"], watched)
+    result = record["result"]
+    score = (f"RMSE {result['rmse']:.4f} on" if "rmse" in result
+             else f"{result['accuracy']:.2%} of")
+    figure.suptitle(f"{record['settings']['network']}: {score} the test images after "
+                    f"{len(record['epochs'])} epochs, {result['seconds']:.0f} s")
     figure.tight_layout(rect=(0, 0, 1, 0.97))
     save_figure(figure, path)
 
 
-def draw_training(figure, history, digits):
-    """The two panels of a history (see `train`); `digits`: which were watched."""
+def draw_training(figure, history, watched):
+    """The two panels of a history (see `train`); `watched`: "test" or "held-out"."""
     epochs = [line["epoch"] for line in history]
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["train_loss"] for line in history], "o-", label="training")
-    left.plot(epochs, [line["loss"] for line in history], "s--", label=digits)
+    left.plot(epochs, [line["loss"] for line in history], "s--", label=watched)
     left.set(xlabel="epoch", ylabel="mean loss", yscale="log")
     left.legend()
-    right.plot(epochs, [100 - line["accuracy"] * 100 for line in history], "s--", color="C1")
-    right.set(xlabel="epoch", ylabel=f"misread {digits} digits, %", yscale="log")
+    regression = "rmse" in history[0]
+    right.plot(epochs, [line["rmse"] if regression else 100 - line["accuracy"] * 100
+                        for line in history], "s--", color="C1")
+    right.set(xlabel="epoch", yscale="log",
+              ylabel=f"{watched} {'RMSE' if regression else 'error rate, %'}")
     for axes in (left, right):
         plain_ticks(axes.yaxis)
         axes.grid(alpha=0.3, which="both")
@@ -275,14 +294,14 @@ def plot_study(path, record):
         figure.set_size_inches(8, 1.4 + 0.35 * len(rows))
         draw_bars(figure.add_subplot(), rows, varied)
     seeds = f", mean of {study['seeds']} seeds" if study["seeds"] > 1 else ""
-    figure.suptitle(f"{study['network']}: held-out digits misread, % (trained on "
+    figure.suptitle(f"{study['network']}: held-out images misread, % (trained on "
                     f"{record['trained_on']:,}{seeds})", fontsize=11)
     figure.tight_layout()
     save_figure(figure, path)
 
 
 def misread(row):
-    """The share of the held-out digits that were misread, in %."""
+    """The error rate on the held-out images, in %."""
     return 100 - row["mean"] * 100
 
 

@@ -1,6 +1,6 @@
 """CIFAR-10's files, the binary version and the Python one.
 
-Source: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and its page.
+Source: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
 import os
@@ -39,8 +39,8 @@ def find_batch(folder, name):
             path = os.path.join(folder, place, name + suffix)
             if os.path.isfile(path):
                 return path
-    raise DataError(f"{folder} doesn't hold {name}.bin (or {name}, of the Python version; or either "
-                    "in the folder that it is packed in)")
+    raise DataError(f"{folder} doesn't hold {name}.bin (or {name}, of the Python version; or "
+                    "either in the folder that it is packed in)")
 
 
 def read_batch(path):
@@ -78,9 +78,8 @@ class ArraysOnlyUnpickler(pickle.Unpickler):
     """An unpickler that makes numpy arrays and nothing else: a batch is somebody else's file."""
 
     def find_class(self, module, name):
-        if module in ("numpy", "numpy.core.multiarray") and name in (
-                "ndarray", "dtype", "_reconstruct"):
-            return getattr(np if name != "_reconstruct" else np.core.multiarray, name)
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+        arrays = module.split(".")[0] == "numpy" and name in ("ndarray", "dtype", "_reconstruct")
+        text = (module, name) == ("_codecs", "encode")  # how protocol 2 writes bytes
+        if arrays or text:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"unsupported global {module}.{name}")

@@ -1,9 +1,9 @@
 """The German Traffic Sign Recognition Benchmark, from its zips as they are or unpacked.
 
 Source: Stallkamp, Schlipsing, Salmen and Igel, "Man vs. computer: Benchmarking machine learning
-algorithms for traffic sign recognition", 2012. A training image belongs to a track: 30 frames, more
-or less, of one sign passed by. The whole frame is taken, with the margin around the sign; the ROI of
-the CSV files, which is given in pixels of the frame's original size, isn't used.
+algorithms for traffic sign recognition", 2012. A training image belongs to a track: 30 frames,
+more or less, of one sign passed by. The whole frame is taken, with the margin around the sign; the
+ROI of the CSV files, which is in pixels of the frame's original size, isn't used.
 """
 
 import csv
@@ -21,11 +21,11 @@ from mnist.errors import DataError, MNISTError, UnavailableError
 GTSRB = ImageSet(
     "gtsrb", (3, 32, 32),
     ("20 km/h", "30 km/h", "50 km/h", "60 km/h", "70 km/h", "80 km/h", "end of 80 km/h",
-     "100 km/h", "120 km/h", "no passing", "no passing for lorries", "right of way", "priority road",
-     "yield", "stop", "no vehicles", "no lorries", "no entry", "danger", "curve left",
-     "curve right", "double curve", "bumpy road", "slippery road", "road narrows", "road works",
-     "traffic lights", "pedestrians", "children", "bicycles", "ice or snow", "wild animals",
-     "end of limits", "turn right", "turn left", "ahead only", "ahead or right", "ahead or left",
+     "100 km/h", "120 km/h", "no passing", "no passing for lorries", "right of way",
+     "priority road", "yield", "stop", "no vehicles", "no lorries", "no entry", "danger",
+     "curve left", "curve right", "double curve", "bumpy road", "slippery road", "road narrows",
+     "road works", "traffic lights", "pedestrians", "children", "bicycles", "ice or snow",
+     "wild animals", "end of limits", "turn right", "turn left", "ahead only", "ahead or right", "ahead or left",
      "keep right", "keep left", "roundabout", "end of no passing",
      "end of no passing for lorries"),
     (0.3398, 0.3117, 0.3210), (0.2755, 0.2647, 0.2712), augment="signs")

@@ -102,7 +102,7 @@ def read_at_most(file, size):
 def find_file(folder, name):
     """The path of an IDX file in any of its usual places and spellings, or None.
 
-    Flat, as torchvision lays it out (MNIST/raw), or in a folder of its own name, as Kaggle packs it.
+    Flat, as torchvision lays it out (MNIST/raw), or in a folder of its own name (Kaggle).
     """
     places = [folder] + [os.path.join(folder, kind, "raw") for kind in
                          ("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST")]

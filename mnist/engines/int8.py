@@ -87,9 +87,11 @@ def read_kept(path, wanted):
     wanted; None otherwise."""
     if not path:
         return None
-    # The shipped one was exported by another torch, whose graph needn't be the same to a byte.
+    # The shipped one was exported by another torch, whose graph needn't be the same to a byte, and
+    # calibrated on MNIST's (or its set's) training images, whatever lies here.
     shipped = os.path.join(ROOT, "weights", os.path.basename(path))
-    for place, free in ((path, ()), (shipped, ("graph_sha256",))):
+    for place, free in ((path, ()), (shipped, (
+            "graph_sha256", "calibration_images", "calibration_sha256"))):
         with contextlib.suppress(OSError, ValueError, TypeError):
             with open(place + ".json", encoding="utf-8") as file:
                 record = dict(json.load(file))

@@ -22,9 +22,10 @@ def export_onnx(network, path, precision="fp32", images=None):
     """Write a `Network` to `path` as one self-contained ONNX file that takes raw pixels.
 
     Input `image`: float32 (batch, C, H, W), 0…255; the normalisation is part of the graph, folded
-    into the first layer where that is exact. Output `log_probs`, or `values` for regression: float32
-    (batch, K). The image set is in its `metadata_props`. "fp16" keeps both in float32 and holds float16 weights and arithmetic between them, for
-    TensorRTs that take the precision from the graph alone (11 and newer, TensorRT-RTX).
+    into the first layer where that is exact. Output `log_probs`, or `values` for regression:
+    float32 (batch, K). "fp16" keeps both in float32 and holds float16 weights and arithmetic
+    between them, for TensorRTs that take the precision from the graph alone (11 and newer,
+    TensorRT-RTX). The image set stands in `metadata_props`, where the package onnx is installed.
 
     The graph is checked before the file appears (see `check_onnx`); returns how, as text.
     """
@@ -69,7 +70,18 @@ def onnx_bytes(network, precision="fp32"):
             raise UnavailableError("this torch computes float16 on a CUDA GPU only, so it can't "
                                    "export fp16 here; a newer torch can") from error
         raise
-    return file.getvalue()
+    return with_image_set(file.getvalue(), image_set)
+
+
+def with_image_set(graph, image_set):
+    """An ONNX file's bytes with the image set in its metadata, where onnx is installed."""
+    try:
+        import onnx
+    except ImportError:
+        return graph
+    model = onnx.load_model_from_string(graph)
+    onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
+    return model.SerializeToString()
 
 
 def check_onnx(graph, network, precision, images=None):

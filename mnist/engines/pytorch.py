@@ -18,8 +18,8 @@ def open_torch(network, device, precision, batch_size, tuning=True):
     candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
                                  {"threads": default_threads(), "channels_last": False},
                                  channels_last=(False, True))
-    return quickest(functools.partial(TorchEngine, network, device, precision, batch_size), candidates,
-                    functools.partial(describe_settings, device))
+    make = functools.partial(TorchEngine, network, device, precision, batch_size)
+    return quickest(make, candidates, functools.partial(describe_settings, device))
 
 
 def describe_settings(device, threads, channels_last):

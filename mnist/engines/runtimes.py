@@ -19,7 +19,8 @@ def open_onnxruntime(network, device, precision, batch_size, tuning=True, calibr
     """An `OnnxRuntimeEngine`, on the CPU with the quickest settings; see
     `mnist.engines.tuning.settings_to_try` and `mnist.engines.int8.network_graph`."""
     graph = network_graph(network, precision, calibration)
-    make = functools.partial(OnnxRuntimeEngine, graph, network.image_set, device, precision, batch_size)
+    make = functools.partial(OnnxRuntimeEngine, graph, network.image_set, device, precision,
+                             batch_size)
     if device != "cpu":
         return make()
     # What "all" adds to "extended" is a layout that pads channels to multiples of 16: it pays for
@@ -107,7 +108,8 @@ def onnxruntime_missing(device, precision):
 def open_openvino(network, device, precision, batch_size, tuning=True, calibration=None):
     """An `OpenVinoEngine` with the quickest number of threads, as `open_onnxruntime`."""
     graph = network_graph(network, "int8" if precision == "int8" else "fp32", calibration)
-    make = functools.partial(OpenVinoEngine, graph, network.image_set, device, precision, batch_size)
+    make = functools.partial(OpenVinoEngine, graph, network.image_set, device, precision,
+                             batch_size)
     candidates = settings_to_try(tuning, default_threads(), {"threads": 0})
     return quickest(make, candidates, describe_threads)
 

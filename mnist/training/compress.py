@@ -57,14 +57,15 @@ class Pruner:
         self.masks = [weight.detach().abs() > threshold for weight in self.weights]
 
 
-def prune(net, sparsity, recipe, training, watched):
-    """(a pruned copy of `net`, history): fine-tuned with `net` as the teacher, on (images, targets)
-    as `to_tensors` gives them."""
-    run = Run(copy.deepcopy(net), recipe, training, watched, teacher=copy.deepcopy(net))
+def prune(network, sparsity, recipe, training, watched):
+    """(a pruned copy of a `Network`, history): fine-tuned with the network as the teacher, on
+    (images, targets) as `to_tensors` gives them."""
+    student, teacher = (copy.deepcopy(network.net) for _ in range(2))
+    run = Run(student, network.image_set, recipe, training, watched, teacher)
     steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
     run.after_step = Pruner(run.net, sparsity, steps)
     history = list(train(run))
-    return run.net.cpu().eval(), history
+    return network._replace(net=run.net.cpu().eval()), history
 
 
 def cluster(net, clusters):
@@ -79,6 +80,8 @@ def cluster(net, clusters):
         if values.size < clusters:
             raise UnavailableError(f"--clusters {clusters}: {name} has only {values.size} weights")
         kept = values != 0
+        if not kept.any():
+            continue  # pruned as a whole
         shared = values.copy()
         centres = k_means(values[kept], clusters - (not kept.all()))
         shared[kept] = centres[nearest(values[kept], centres)]

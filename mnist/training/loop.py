@@ -76,10 +76,10 @@ def hold_out(data, device):
     class's groups, so that nothing held out is as good as known.
     """
     number = len(data.targets)
-    if number * HELD_OUT < 1:
+    if number < HELD_OUT:
         raise UnavailableError(f"a sixth of the images is to be held out, but there are {number}")
     if data.groups is None:
-        held = np.arange(number) >= number - int(number * HELD_OUT)
+        held = np.arange(number) >= number - number // HELD_OUT
     else:
         held = np.isin(data.groups, groups_to_hold_out(data.targets, data.groups))
     held = torch.from_numpy(held).to(device)
@@ -93,7 +93,7 @@ def groups_to_hold_out(targets, groups):
     chosen = []
     for target in np.unique(targets):
         own = np.unique(groups[targets == target])
-        chosen.extend(generator.permutation(own)[:max(1, int(len(own) * HELD_OUT))])
+        chosen.extend(generator.permutation(own)[:max(1, len(own) // HELD_OUT)])
     return chosen
 
 

@@ -17,7 +17,7 @@ WARM_UP = 0.25  # the part of the training in which the learning rate climbs to 
 TEMPERATURE = 4
 TEACHER_SHARE = 0.9
 
-HELD_OUT = 1 / 6  # of the training images are kept for choosing with --validate
+HELD_OUT = 6  # one in so many training images is kept to choose by, with --validate
 
 
 class Recipe(NamedTuple):

@@ -1,4 +1,4 @@
-"""Studies: many trainings with different settings, judged on held-out digits, shared by workers.
+"""Studies: many trainings with different settings, judged on held-out images, shared by workers.
 
 A study lives in a database and is run by Optuna: its storage (an SQLite file, or any database that
 SQLAlchemy reaches), its samplers, its heartbeat, by which a killed worker's trial is tried again.
@@ -119,7 +119,7 @@ def retrying(optuna):
 def open_study(storage, name, description, sampler, pruner=None):
     """Optuna's study of a name, begun or gone on with.
 
-    `description`: what makes it what it is (network, digits, what is tried), JSON's types. Raises
+    `description`: what makes it what it is (network, images, what is tried), JSON's types. Raises
     UnavailableError where the storage has another study of that name.
     """
     optuna = import_optuna()
@@ -193,7 +193,7 @@ def error_of_a_mean(rows, held_out):
     """The standard error of a row's accuracy: how far it would lie elsewhere another time.
 
     From the seeds' deviation, taken together over all rows that learnt something; with one seed
-    from the number of held-out digits, as of a binomial proportion.
+    from the number of held-out images, as of a binomial proportion.
     """
     spread = [row for row in rows if row["deviation"] is not None and not row["diverged"]
               and row["mean"] > 0.5]

@@ -72,6 +72,12 @@ class ImageSet(NamedTuple):
         """The score for the screen: "99.12 %", or "0.0683"."""
         return f"{score:.2%}".replace("%", " %") if self.higher_is_better else f"{score:.4f}"
 
+    def describe(self, values):
+        """A target, or the outputs for one image, (K,), for the screen: the class, or the values."""
+        if self.task == "classification":
+            return self.classes[int(np.argmax(values) if np.ndim(values) else values)]
+        return ", ".join(f"{value:.3f}" for value in values)
+
     # --- Its facts, as they travel with weights, graphs and records ---
 
     def facts(self):

@@ -1,46 +1,45 @@
 """The canvas that one draws on, and pictures between Qt, numpy and files.
 
-Knows PyQt5, 5.10 (Jetson Nano) to the newest, and numpy.
+Runs with PyQt5 5.10 (Jetson Nano) to the newest.
 """
 
 import numpy as np
 from PyQt5.QtCore import QBuffer, QEvent, QPointF, QRect, QRectF, QSize, Qt, pyqtSignal
-from PyQt5.QtGui import QColor, QImage, QImageReader, QPainter, QPainterPath, QPen, QTabletEvent
+from PyQt5.QtGui import QColor, QImage, QPainter, QPainterPath, QPen, QTabletEvent
 from PyQt5.QtWidgets import QSizePolicy, QWidget
 
-from mnist.errors import MNISTError
 from mnist.files import write_atomically
 
 CANVAS_SIDE = 840  # pixels of the picture behind the canvas, whatever size it is shown at
 PEN_WIDTH = 56  # of those pixels; a digit of two thirds of the canvas gets MNIST's stroke width
 PEN_WIDTHS = 16, 140
 UNDO_STEPS = 40
-LARGEST_PICTURE = 6000 * 6000  # pixels of a file that Open accepts
 BEGINS, GOES_ON, ENDS = range(3)  # the phases of a stroke
 TABLET_PHASES = {QEvent.TabletPress: BEGINS, QEvent.TabletMove: GOES_ON, QEvent.TabletRelease: ENDS}
 
 
 class Canvas(QWidget):
-    """A black square to draw on in white, with mouse, pen or touch.
+    """A black square to draw on in white, with mouse, pen or touch, and that shows pictures.
 
-    The drawing is `picture`, a grey QImage of CANVAS_SIDE × CANVAS_SIDE pixels whatever the size of
-    the widget. Where it is a test digit, `sample` is its index, and `digit` its own 28×28 pixels
-    as long as nobody has altered it.
+    The drawing is `picture`, a QImage of CANVAS_SIDE × CANVAS_SIDE pixels, grey where one may draw,
+    whatever the size of the widget. As long as nobody has drawn on it, `image` is what the network
+    gets, uint8 (C, H, W), of a test image or a picture that was opened; then `sample` is the index
+    of the test image, else None.
     """
 
     changed = pyqtSignal()
 
     def __init__(self):
         super().__init__(objectName="canvas")
-        self.setCursor(Qt.CrossCursor)
         self.setFocusPolicy(Qt.ClickFocus)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
         self.setMinimumSize(200, 200)
+        self.allow_drawing(True)
         self.pen_width = PEN_WIDTH
         self.erasing = False  # the tool chosen
         self.stroke = None  # while drawing: (middle of the last two points, last point, erases?)
         self.history = []
-        self.picture, self.digit, self.sample = blank_picture(), None, None
+        self.picture, self.image, self.sample = blank_picture(), None, None
 
     def sizeHint(self):
         return QSize(520, 520)
@@ -50,32 +49,45 @@ class Canvas(QWidget):
 
     # What the window does
 
+    def allow_drawing(self, allowed):
+        """Whether one may draw, or only look."""
+        self.drawable = allowed
+        self.setCursor(Qt.CrossCursor if allowed else Qt.ArrowCursor)
+
     def clear(self):
         self.replace(blank_picture())
 
-    def show_digit(self, digit, sample):
-        """Put a test digit, uint8 (28, 28), on the canvas."""
-        picture = to_image(digit).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.IgnoreAspectRatio,
-                                         Qt.SmoothTransformation)
-        self.replace(picture.convertToFormat(QImage.Format_Grayscale8), digit, sample)
+    def show_array(self, array, image=None, sample=None):
+        """Put a picture, uint8 (H, W) or (H, W, 3), on the canvas, as large as it fits."""
+        fitted = to_image(array).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio,
+                                        Qt.SmoothTransformation)
+        picture = blank_picture()
+        if not self.drawable:
+            picture = picture.convertToFormat(QImage.Format_RGB32)
+        box = fitted.rect()
+        box.moveCenter(picture.rect().center())
+        painter = QPainter(picture)
+        painter.drawImage(box, fitted)
+        painter.end()
+        self.replace(picture, image, sample)
 
-    def replace(self, picture, digit=None, sample=None):
+    def replace(self, picture, image=None, sample=None):
         self.stroke = None
         self.remember()
-        self.picture, self.digit, self.sample = picture, digit, sample
+        self.picture, self.image, self.sample = picture, image, sample
         self.update()
         self.changed.emit()
 
     def undo(self):
         if self.history:
             self.stroke = None
-            self.picture, self.digit, self.sample = self.history.pop()
+            self.picture, self.image, self.sample = self.history.pop()
             self.update()
             self.changed.emit()
 
     def remember(self):
         # Qt shares the pixels of a copied QImage until one of the two is drawn on.
-        self.history.append((QImage(self.picture), self.digit, self.sample))
+        self.history.append((QImage(self.picture), self.image, self.sample))
         del self.history[:-UNDO_STEPS]
 
     # Strokes, in pixels of the picture: quadratic curves from middle to middle of the points, so
@@ -83,7 +95,7 @@ class Canvas(QWidget):
 
     def begin_stroke(self, point, erases):
         self.remember()
-        self.digit = None
+        self.image = None
         self.stroke = point, point, erases
         self.draw_curve(point, point, point)
 
@@ -153,7 +165,7 @@ class Canvas(QWidget):
         """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
         point = self.to_picture(position)
         if self.stroke is None:
-            if phase == BEGINS:
+            if phase == BEGINS and self.drawable:
                 self.begin_stroke(point, self.erasing or erases)
         elif phase == GOES_ON:
             self.continue_stroke(point)
@@ -197,36 +209,6 @@ def blank_picture():
 def round_pen(colour, width):
     """A pen with round ends and corners."""
     return QPen(QColor(colour), width, Qt.SolidLine, Qt.RoundCap, Qt.RoundJoin)
-
-
-def read_picture(path):
-    """A picture file, fitted into a picture for the canvas; dark on light is turned round."""
-    reader = QImageReader(path)
-    size = reader.size()
-    if not reader.canRead():
-        raise MNISTError(f"can't read {path}: {reader.errorString()}")
-    if size.width() * size.height() > LARGEST_PICTURE:
-        raise MNISTError(f"can't read {path}: {size.width()} x {size.height()} pixels are too many")
-    image = reader.read()
-    if image.isNull():
-        raise MNISTError(f"can't read {path}: {reader.errorString()}")
-    opaque = QImage(image.size(), QImage.Format_RGB32)
-    opaque.fill(Qt.white)
-    painter = QPainter(opaque)
-    painter.drawImage(0, 0, image)
-    painter.end()
-    grey = to_array(opaque)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if edge.mean() > 127:
-        opaque.invertPixels()
-    fitted = opaque.scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio, Qt.SmoothTransformation)
-    picture = blank_picture()
-    box = fitted.rect()
-    box.moveCenter(picture.rect().center())
-    painter = QPainter(picture)
-    painter.drawImage(box, fitted)
-    painter.end()
-    return picture
 
 
 def write_picture(picture, path):

@@ -1,13 +1,15 @@
-"""Draw a digit, open a picture or page through MNIST's test digits, and watch the network read.
+"""Draw a digit, open a picture or page through the test images, and watch the network read them.
 
     python GraphMNIST.py
-    python GraphMNIST.py --weights mine.pth --data-dir ~/mnist
+    python GraphMNIST.py --weights weights/gtsrb.pth --data-dir ~/gtsrb
     python GraphMNIST.py --engine onnxruntime --device cpu
 
-Needs PyQt5 and a display. MNIST is used where it is already there, never fetched. F1 in the window
-shows its keys.
+Needs PyQt5 and a display. For images of 28x28 grey levels one can draw; of any others one opens
+pictures. Test images are used where they are already there, never fetched. F1 in the window shows
+its keys.
 """
 
+import functools
 import os
 import time
 
@@ -15,7 +17,7 @@ from mnist.cli import add_flags, make_parser, run_program
 
 
 class Reader:
-    """The network on one engine, as `DigitWindow` wants it. Opening takes seconds."""
+    """The network on one engine, as `mnist.gui.window.ImageWindow` wants it."""
 
     batch_size = 64
 
@@ -23,82 +25,47 @@ class Reader:
         import numpy as np
 
         from mnist.engines.registry import choose_device, open_engine, set_threads
-        from mnist.models.weights import load_network
 
         set_threads(max(1, os.cpu_count() - 1))  # one is the window's
-        self.weights = load_network(options.weights, options.network, options.trust_pickle)
-        print(f"weights: {self.weights.origin}", flush=True)
+        self.network = open_network(options)
         device = choose_device(options.device, options.engine, options.precision)
         # A drawing comes alone, and an engine of a larger batch would compute all of it.
         self.engine, self.batch_engine = (
-            open_engine(options.engine, self.weights.net, device, options.precision, batch_size,
-                        self.weights.stem) for batch_size in (1, self.batch_size))
-        self.look(np.zeros((28, 28), np.uint8))  # an engine's first call is a slow one
+            open_engine(options.engine, self.network, device, options.precision, batch_size)
+            for batch_size in (1, self.batch_size))
+        self.look(np.zeros(self.network.image_set.shape, np.uint8))  # the first call is a slow one
 
-    def look(self, digit):
-        """uint8 (28, 28) → (log-probabilities float32 (10,), seconds it took)."""
+    def look(self, image):
+        """uint8 (C, H, W) → (outputs float32 (K,), seconds it took)."""
         start = time.perf_counter()
-        log_probabilities = self.engine(digit[None])[0].copy()
-        return log_probabilities, time.perf_counter() - start
+        outputs = self.engine(image[None])[0].copy()
+        return outputs, time.perf_counter() - start
 
     def read(self, images):
-        """uint8 (B, 28, 28) → the digits read, (B,)."""
-        return self.batch_engine(images).argmax(1)
+        """uint8 (B, C, H, W) → outputs float32 (B, K)."""
+        return self.batch_engine(images).copy()
 
 
-class AnswerPanel:
-    """What stands beside the canvas: the answer, the probabilities, what the network received."""
+def open_network(options):
+    """The network that the flags ask for."""
+    from mnist.models.weights import load_network
+    from MNISTdsource import find_image_set
 
-    below = None
-
-    def __init__(self):
-        from PyQt5.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
-
-        from mnist.gui.widgets import AnswerView, DigitView, ProbabilityBars, captioned
-
-        self.answer = AnswerView()
-        self.bars = ProbabilityBars()
-        self.network_input = DigitView()
-        self.time = QLabel(objectName="time")
-        self.beside = QWidget()
-        top = QHBoxLayout()
-        top.setSpacing(20)
-        top.addWidget(captioned("Answer", self.answer), 1)
-        top.addWidget(captioned("The network sees", self.network_input), 1)
-        rows = QVBoxLayout(self.beside)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(16)
-        rows.addLayout(top, 2)
-        rows.addWidget(captioned("Probabilities", self.bars), 3)
-        rows.addWidget(self.time)
-
-    def opened(self, reader):
-        engine = reader.engine
-        self.engine = f"{engine.name}, {engine.device}, {engine.precision}"
-
-    def show(self, digit, label, result):
-        """Show the newest drawing's answer; `result` is what `Reader.look` returned, or None."""
-        import numpy as np
-
-        from mnist.datasets.drawing import is_doubtful
-
-        self.network_input.set_digit(digit)
-        if result is None:
-            self.answer.set_answer(None, label)
-            self.bars.set_values(None)
-            return
-        log_probabilities, seconds = result
-        self.answer.set_answer(int(log_probabilities.argmax()), label,
-                               is_doubtful(log_probabilities))
-        self.bars.set_values(np.exp(log_probabilities))
-        self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
+    image_set = options.data and find_image_set(options.data)
+    network = load_network(options.weights, options.network, image_set, options.trust_pickle)
+    print(f"weights: {network.origin}", flush=True)
+    return network
 
 
 def make_window(options):
     """The window, not yet shown."""
-    from mnist.gui.window import DigitWindow
+    from mnist.gui.panels import AnswerPanel
+    from mnist.gui.window import ImageWindow
+    from MNISTdsource import load_images
 
-    return DigitWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), options.data_dir,
+    load_test_set = functools.partial(load_images, split="test", data=options.data,
+                                      data_dir=options.data_dir, download=False)
+    return ImageWindow("GraphMNIST", AnswerPanel(), lambda: Reader(options), load_test_set,
                        size=(960, 660), stretch=(3, 2))
 
 
@@ -110,7 +77,7 @@ def read_options(argv=None):
     parser.add_argument("--precision", default="fp32", metavar="NAME",
                         help="what it computes in: fp32, tf32, bf16, fp16 or int8, as far as the "
                              "engine can (default: fp32)")
-    add_flags(parser, "network", "weights", "trust-pickle", "device", "data-dir")
+    add_flags(parser, "network", "weights", "trust-pickle", "device", "data", "data-dir")
     return parser.parse_args(argv)
 
 

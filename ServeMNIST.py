@@ -1,28 +1,35 @@
-"""Serve the network: a page to draw digits on, and an inference server for programs.
+"""Serve networks: a page to draw digits on or open pictures in, and an inference server.
 
 examples:
   python ServeMNIST.py                              then open http://127.0.0.1:8000
   python ServeMNIST.py --model net=weights/net.pth --model mine=mine.pth --engine onnxruntime
+  python ServeMNIST.py --model signs=weights/gtsrb.pth --model net=weights/net.pth
   python ServeMNIST.py --host 0.0.0.0 --allow-host digits.example.org --workers 2
   python ServeMNIST.py --export-triton repository   a model repository for Triton
 
 Programs use the Open Inference Protocol, version 2, which Triton, KServe and MLServer speak too;
-docs/serving.md shows how. Needs requirements/serve.txt. Ctrl-C or SIGTERM ends it, once what is in
-flight is answered.
+docs/serving.md shows how. uvicorn carries it (requirements/serve.txt). Ctrl-C or SIGTERM ends it,
+once what is in flight is answered.
 """
 
 import argparse
 import collections
 import contextlib
+import inspect
+import json
+import os
 import re
+import signal
 import socket
-import sys
 
 from mnist.cli import add_flags, make_parser, positive_int, run_program
-from mnist.errors import UnavailableError, warn
+from mnist.errors import MNISTError, UnavailableError, warn
 
 NETWORKS = ("net", "small")  # served where there are weights of them
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ADDRESS = "MNIST_SERVING"  # the environment variable that tells the processes where they listen
+STOP_SECONDS = 8  # for what is in flight when the server is told to stop
+LONGEST_HEAD = 16 << 10  # bytes of a request's line and headers
 
 
 def read_options(argv=None):
@@ -33,7 +40,8 @@ def read_options(argv=None):
                              "several (default: net and small, as far as there are weights)")
     parser.add_argument("--engine", default="auto", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: auto, "
-                             "the fastest of a short trial)")
+                             "the fastest, which is looked for while the first one that can "
+                             "run answers already)")
     parser.add_argument("--precision", default="fp32", help="(default: %(default)s)")
     add_flags(parser, "device", "threads", "data-dir", "trust-pickle")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
@@ -63,7 +71,7 @@ def named_weights(text):
     name, equals, path = text.partition("=")
     if not equals or not path or not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", name):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WEIGHTS")
-    return name, path
+    return name, os.path.expanduser(path)
 
 
 def port_number(text):
@@ -83,72 +91,111 @@ def milliseconds(text):
 
 def load_models(options):
     """{name: mnist.models.weights.Network} of what is to be served."""
-    from mnist.models.weights import default_weights, load_network
+    from mnist.models.weights import load_network
 
     models = collections.OrderedDict()
-    if options.model:
-        for name, path in options.model:
-            if name in models:
-                raise UnavailableError(f"--model {name}: given twice")
-            models[name] = load_network(path, trust_pickle=options.trust_pickle)
+    for name, path in options.model or []:
+        if name in models:
+            raise UnavailableError(f"--model {name}: given twice")
+        models[name] = load_network(path, trust_pickle=options.trust_pickle)
     for name in () if options.model else NETWORKS:
         with contextlib.suppress(UnavailableError):  # not in every release are weights of all
-            models[name] = load_network(default_weights(name), name)
+            models[name] = load_network(network=name)
     for name, network in models.items():
         print(f"{name}: {network.origin}", flush=True)
     return models
 
 
+def load_test_images(options, models):
+    """{image set's name: (its test images, their targets)} of some models, where they are here."""
+    from MNISTdsource import load_images
+
+    found = {}
+    for network in models.values():
+        image_set = network.image_set
+        with contextlib.suppress(MNISTError):
+            data = load_images(image_set, "test", data_dir=options.data_dir, download=False)
+            found[image_set.name] = data.images, data.targets
+    return found
+
+
 def main():
     options = read_options()
-    if options.workers > 1 and not (sys.platform == "linux" and hasattr(socket, "SO_REUSEPORT")):
-        raise UnavailableError("--workers: only Linux shares a port fairly")
+    if options.workers > 1 and os.name != "posix":
+        raise UnavailableError("--workers: several processes can't share a port on this system")
     if options.export_triton:
         from mnist.serving.triton_repository import export_repository
         export_repository(options.export_triton, load_models(options))
         return
-    from mnist.serving.http1 import bind
-    bind(options.host, options.port).close()  # would another server that shares it be there
-    sock = bind(options.host, options.port, shared=options.workers > 1)
-    if options.host not in LOOPBACK:
-        warn(f"listening on {options.host}: there is no authentication, whoever reaches this "
-             "port can use it")
-    serve_models(options, load_models(options), sock)
+    serve(options)
 
 
-def serve_models(options, networks, sock):
-    """Serve {name: `Network`} on a socket as the options say, until told to stop."""
-    from mnist.engines.registry import choose_device, set_threads
-    from mnist.serving.app import Settings, serve
-    from mnist.serving.batching import choose_engine
-    from mnist.serving.workers import serve_shared
+def make_application():
+    """The ASGI application of one of the server's processes, by the flags of this program."""
+    from mnist.engines.registry import choose_device, why_not
+    from mnist.serving.app import Application
 
-    threads = set_threads(options.threads or 1)  # more gain little on small batches
-    asked = "torch" if options.engine == "auto" else options.engine
-    device = choose_device(options.device, asked, options.precision)
-    engines = {name: options.engine for name in networks}
-    if options.engine == "auto":
-        for name, network in networks.items():
-            engines[name], report = choose_engine(network, device, options.precision,
-                                                  options.max_batch)
-            print(f"{name}: {report}", flush=True)
-    settings = Settings(networks, engines, device, options.precision, threads, options.max_batch,
-                        options.max_waiting, options.max_delay, options.data_dir,
-                        options.access_log, options.allow_host, options.workers)
+    options = read_options()
+    first = "torch" if options.engine == "auto" else options.engine
+    options.device = choose_device(options.device, first, options.precision)
+    reason = options.engine != "auto" and why_not(options.engine, options.device, options.precision)
+    if reason:
+        raise UnavailableError(f"--engine {options.engine}: {reason}")
+    models = load_models(options)
 
-    def opened(details):
-        for name, detail in details.items():
-            print(f"{name}: {detail}", flush=True)
-        host, port = sock.getsockname()[:2]
+    def opened():
+        host, port = json.loads(os.environ[ADDRESS])
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
         print(f"serving on http://{host}:{port}", flush=True)
 
+    return Application(options, models, load_test_images(options, models), opened)
+
+
+def serve(options):
+    """Serve until SIGTERM or Ctrl-C."""
+    import uvicorn
+
+    sock = bind(options.host, options.port)
+    if options.host not in LOOPBACK:
+        warn(f"listening on {options.host}: there is no authentication, whoever reaches this "
+             "port can use it")
+    os.environ[ADDRESS] = json.dumps(sock.getsockname()[:2])
+    settings = dict(
+        log_level="error", access_log=False, lifespan="on", ws="none", server_header=False,
+        limit_concurrency=1000, backlog=1024, timeout_keep_alive=75, workers=options.workers,
+        timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=LONGEST_HEAD)
+    known = inspect.signature(uvicorn.Config).parameters  # uvicorn 0.16 lacks some
+    settings = {name: value for name, value in settings.items() if name in known}
     if options.workers > 1:
-        serve_shared(settings, sock, opened)
+        from uvicorn.supervisors import Multiprocess
+        config = uvicorn.Config("ServeMNIST:make_application", factory=True, **settings)
+        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
     else:
-        serve(settings, sock, lambda models: opened(
-            {model.name: model.engines.detail for model in models.values()}))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended
+        application = make_application()
+        server = uvicorn.Server(uvicorn.Config(application, **settings))
+        server.run(sockets=[sock])
+        if application.failure:
+            raise application.failure
     print("stopped", flush=True)
+
+
+def bind(host, port):
+    """A socket that listens at an address: who comes before the engines are open waits. Raises
+    UnavailableError where it can't be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                      flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        if os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+    except OSError as error:
+        raise UnavailableError(f"can't listen on {host} port {port}: {error.strerror}; "
+                               "--port takes another") from error
+    return sock
 
 
 if __name__ == "__main__":

@@ -304,6 +304,12 @@ def test_normalised_images_have_each_channel_s_own_mean_and_deviation():
 # --- Drawings -------------------------------------------------------------------------------------
 
 
+def drawn(gray):
+    """The digit of a drawing, uint8 (28, 28)."""
+    digit, = digit_from_drawing(gray)
+    return digit
+
+
 def centre_of_mass(image):
     image = image.astype(float)
     at = np.arange(len(image))
@@ -332,7 +338,7 @@ def test_nothing_drawn_gives_nothing(gray):
     np.full((300, 200), 255, np.uint8).T], ids=range(8))
 def test_odd_drawings_give_an_image(gray):
     before = gray.copy()
-    digit = digit_from_drawing(gray)
+    digit = drawn(gray)
     assert digit.shape == (28, 28) and digit.dtype == np.uint8
     assert digit.max() == 255
     np.testing.assert_array_equal(gray, before)
@@ -340,29 +346,29 @@ def test_odd_drawings_give_an_image(gray):
 
 def test_the_longer_side_is_20_pixels_and_the_aspect_kept():
     for height, width in ((300, 150), (150, 300), (240, 240), (400, 30)):
-        digit = digit_from_drawing(canvas((50, 50 + height, 100, 100 + width))) / 255
+        digit = drawn(canvas((50, 50 + height, 100, 100 + width))) / 255
         unit = max(height, width) / 20
         assert digit.sum(0).max() == pytest.approx(height / unit, abs=0.1)
         assert digit.sum(1).max() == pytest.approx(width / unit, abs=0.1)
 
 
 def test_the_centre_of_mass_is_where_mnist_has_it():
-    digit = digit_from_drawing(canvas((100, 400, 100, 140), (360, 400, 100, 300)))
+    digit = drawn(canvas((100, 400, 100, 140), (360, 400, 100, 300)))
     assert centre_of_mass(digit) == pytest.approx((14, 14), abs=0.05)
 
 
 def test_nothing_drawn_is_lost_over_the_edge():
     heavy_end = canvas((20, 140, 20, 140), (138, 540, 20, 30))
-    digit = digit_from_drawing(heavy_end) / 255
-    drawn = (heavy_end > 0).sum() / (520 / 20) ** 2
-    assert digit.sum() == pytest.approx(drawn, rel=0.01)
+    digit = drawn(heavy_end) / 255
+    area = (heavy_end > 0).sum() / (520 / 20) ** 2
+    assert digit.sum() == pytest.approx(area, rel=0.01)
 
 
 def test_the_average_is_of_the_area_exactly():
     gray = np.random.RandomState(0).randint(0, 256, (40, 40)).astype(np.uint8)
     gray[[0, -1]] = gray[:, [0, -1]] = 255  # the box is the whole array: two pixels to one
     gray[10:15, 10:15] = 255  # a pixel of the digit is white all over: no stroke is too thin
-    digit = digit_from_drawing(gray)
+    digit = drawn(gray)
     at = [14.5 - (c + 0.5) / 2 for c in centre_of_mass(gray)]
     low = [int(np.floor(a)) for a in at]
     part = [a - b for a, b in zip(at, low)]
@@ -385,18 +391,18 @@ def strokes_of_width(pen):
 
 def test_a_grey_drawing_is_as_good_as_a_white_one():
     white = strokes_of_width(24)
-    grey = digit_from_drawing(white // 3).astype(int)
-    assert np.abs(grey - digit_from_drawing(white)).max() <= 1
+    grey = drawn(white // 3).astype(int)
+    assert np.abs(grey - drawn(white)).max() <= 1
 
 
 def test_place_size_and_pen_hardly_matter():
-    reference = digit_from_drawing(strokes_of_width(24)).astype(int)
+    reference = drawn(strokes_of_width(24)).astype(int)
     moved = np.roll(strokes_of_width(24), (-100, 150), (0, 1))
-    np.testing.assert_array_equal(digit_from_drawing(moved), reference)
+    np.testing.assert_array_equal(drawn(moved), reference)
     larger = np.repeat(np.repeat(strokes_of_width(24), 3, 0), 3, 1)
-    assert np.abs(digit_from_drawing(larger) - reference).max() <= 1
+    assert np.abs(drawn(larger) - reference).max() <= 1
     for pen in (2, 4, 8):
-        thin = digit_from_drawing(strokes_of_width(pen))
+        thin = drawn(strokes_of_width(pen))
         assert (thin > 128).sum() >= 30  # a stroke stays bright all along, not only at a crossing
 
 

@@ -8,7 +8,8 @@ from scripts import refused, run
 from windows import ONE, SEVEN, click, draw, hover, opened, part, settle
 
 import MNISTshowFeat
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
+from mnist.gui.maps import diverging_colours
 from mnist.models.features import FeatureReader
 from mnist.models.weights import Network, save_weights
 
@@ -23,8 +24,8 @@ def window(tmp_path):
 
 def responses(window):
     """The first layer's maps, float (20, 24, 24), computed the long way."""
-    x = normalise(part(window, "network_input").digit[None])[0, 0].astype(float)
-    net = window.network.net
+    x = MNIST.normalise(part(window, "network_input").image[None])[0, 0].astype(float)
+    net = window.reader.network.net
     weights, biases = (tensor.detach().double().numpy() for tensor in net.conv1.parameters())
     maps = np.empty((20, 24, 24))
     for row in range(24):
@@ -48,7 +49,7 @@ def test_maps_are_those_of_the_network(window):
 def test_one_scale_per_kind(window):
     for layer in window.panel.layers:
         assert layer.conv.scale == layer.pool.scale == abs(layer.conv.maps).max()
-    assert window.panel.layers[0].filters.scale == abs(window.network.layers[0].filters).max()
+    assert window.panel.layers[0].filters.scale == abs(window.reader.layers[0].filters).max()
 
 
 @pytest.mark.parametrize("index", [0, 7, 19])
@@ -57,7 +58,7 @@ def test_hovering_a_filter(window, index):
     hover(window.panel.layers[0].filters, index)
     for grid in first.grids:
         assert grid.chosen == index
-    assert np.array_equal(first.numbers.values, window.network.layers[0].filters[index])
+    assert np.array_equal(first.numbers.values, window.reader.layers[0].filters[index, 0])
     row, column = np.unravel_index(responses(window)[index].argmax(), (24, 24))
     assert part(window, "network_input").patch == (row, column, 5, 5)
     assert f"row {row}, column {column}" in first.facts.text()
@@ -115,7 +116,7 @@ def test_any_network(tmp_path, name):
 
 
 def reader_of(net):
-    return FeatureReader(Network(net.eval(), "mine", "mine.pth", "mine.pth"))
+    return FeatureReader(Network(net.eval()))
 
 
 def test_what_a_map_sees_of_the_digit():
@@ -131,7 +132,7 @@ def test_what_a_map_sees_of_the_digit():
 
 def test_pooled_maps_come_from_modules_too():
     reader = reader_of(own_networks.BatchNorm())
-    maps, _ = reader.look(np.full((28, 28), 99, np.uint8))
+    maps, _ = reader.look(np.full((1, 28, 28), 99, np.uint8))
     assert [(len(seen.maps),) + seen.maps.shape[1:] + seen.pooled.shape[1:] for seen in maps] == [
         (6, 24, 24, 12, 12), (8, 10, 10, 5, 5)]
 
@@ -139,10 +140,10 @@ def test_pooled_maps_come_from_modules_too():
 def test_maps_are_those_before_an_activation_in_place():
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5), torch.nn.ReLU(inplace=True),
                               torch.nn.Flatten(), torch.nn.Linear(2304, 10), torch.nn.LogSoftmax(1))
-    digit = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
+    digit = np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8)
     (seen,), _ = reader_of(net).look(digit)
     with torch.no_grad():
-        expected = net[0](torch.from_numpy(normalise(digit[None])))[0].numpy()
+        expected = net[0](torch.from_numpy(MNIST.normalise(digit[None])))[0].numpy()
     assert expected.min() < 0 and np.allclose(seen.maps, expected, atol=1e-5)
 
 
@@ -159,11 +160,11 @@ def test_sample_without_save_is_refused():
 
 
 def test_colours_diverge_from_white():
-    colours = MNISTshowFeat.diverging_colours(np.array([-9, -1, 0, 1, 9.0]), 1.0).astype(int)
+    colours = diverging_colours(np.array([-9, -1, 0, 1, 9.0]), 1.0).astype(int)
     blue, _, white, _, red = colours
     assert (white == 255).all() and blue[2] > blue[0] and red[0] > red[2]
     assert np.array_equal(colours[0], colours[1]) and np.array_equal(colours[3], colours[4])
-    assert (MNISTshowFeat.diverging_colours(np.zeros(3), 0.0) == 255).all()
+    assert (diverging_colours(np.zeros(3), 0.0) == 255).all()
 
 
 def test_tiles_keep_every_map_in_its_place():

@@ -6,7 +6,7 @@ import torch
 from windows import draw, ink
 
 from mnist.datasets.drawing import digit_from_drawing
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
 from mnist.gui.canvas import Canvas
 from mnist.models.weights import load_network
 
@@ -16,7 +16,7 @@ SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen
 def share_read(digits, labels):
     """The share of the digits, uint8 (N, 28, 28), that the shipped network reads as labelled."""
     with torch.no_grad():
-        log_probabilities = load_network().net(torch.from_numpy(normalise(digits)))
+        log_probabilities = load_network().net(torch.from_numpy(MNIST.normalise(digits)))
     return (log_probabilities.argmax(1).numpy() == labels).mean()
 
 

@@ -19,8 +19,8 @@ from mnist.models.weights import SHIPPED, load_network
 
 
 def log_probs(images):
-    """What the shipped `net` says of digits, uint8 (N, 28, 28): float32 (N, 10)."""
-    x = (torch.from_numpy(images[:, None]).float() / 255 - 0.1307) / 0.3081
+    """What the shipped `net` says of digits, uint8 (N, 1, 28, 28): float32 (N, 10)."""
+    x = (torch.from_numpy(images).float() / 255 - 0.1307) / 0.3081
     with torch.no_grad():
         return load_network(SHIPPED + "/net.pth").net(x).numpy()
 
@@ -38,7 +38,7 @@ def pens(pen_digits):
 def test_a_photographed_digit_is_read(pens, style):
     generator = np.random.RandomState(photos.STYLES.index(style))
     found = [digit_from_picture(photos.photo(ink, style, generator)) for ink in pens[0]]
-    images = np.stack([np.zeros((28, 28), np.uint8) if digit.image is None else digit.image
+    images = np.stack([np.zeros((1, 28, 28), np.uint8) if digit.image is None else digit.image
                        for digit in found])
     right = (log_probs(images).argmax(1) == pens[1]).sum()
     print(f"{style}: {right} of {len(found)}")

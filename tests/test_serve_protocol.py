@@ -10,9 +10,12 @@ pytest.importorskip("orjson", reason="orjson isn't installed; requirements/serve
 
 from serving import binary_request, json_request
 
-from mnist.serving.protocol import RequestError, read_request, write_response
+from mnist.datasets.image_set import MNIST
+from mnist.serving.protocol import Protocol, RequestError
 
-DIGITS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
+PROTOCOL = Protocol("net", "torch", MNIST, 64)
+
+DIGITS = np.random.default_rng(1).integers(0, 256, (3, 1, 28, 28), np.uint8)
 LOG_PROBS = np.random.default_rng(2).normal(-5, 2, (3, 10)).astype(np.float32)
 
 
@@ -24,7 +27,7 @@ def request(**changes):
 
 
 def read(record, *arguments):
-    return read_request(json.dumps(record).encode(), *arguments)
+    return PROTOCOL.read_request(json.dumps(record).encode(), *arguments)
 
 
 # Requests that are good
@@ -43,7 +46,7 @@ def test_numbers(nest, datatype, shape):
 
 def test_binary():
     body, headers = binary_request(DIGITS, id="seven")
-    header, digits = read_request(body, int(headers["Inference-Header-Content-Length"]))
+    header, digits = PROTOCOL.read_request(body, int(headers["Inference-Header-Content-Length"]))
     np.testing.assert_array_equal(digits, DIGITS)
     assert header.id == "seven" and header.output.binary
 
@@ -51,12 +54,12 @@ def test_binary():
 def test_binary_float32():
     head = json.dumps(request(datatype="FP32", shape=[3, 1, 28, 28], data=None,
                               parameters={"binary_data_size": 4 * 784 * 3})).encode()
-    _, digits = read_request(head + DIGITS.astype("<f4").tobytes(), len(head))
+    _, digits = PROTOCOL.read_request(head + DIGITS.astype("<f4").tobytes(), len(head))
     np.testing.assert_array_equal(digits, DIGITS)
 
 
 def test_nothing_but_digits():
-    header, digits = read_request(DIGITS.tobytes(), 0)
+    header, digits = PROTOCOL.read_request(DIGITS.tobytes(), 0)
     np.testing.assert_array_equal(digits, DIGITS)
     assert header.output.binary
 
@@ -68,7 +71,7 @@ def test_float32_is_rounded_to_whole_grey_levels():
 
 def test_long_headers_are_read_too():
     body, headers = binary_request(DIGITS, id="x" * 5000)
-    header, digits = read_request(body, int(headers["Inference-Header-Content-Length"]))
+    header, digits = PROTOCOL.read_request(body, int(headers["Inference-Header-Content-Length"]))
     assert header.id == "x" * 5000 and len(digits) == 3
 
 
@@ -82,11 +85,12 @@ def test_long_headers_are_read_too():
     dict(shape=[1, 28, 28.0]), dict(shape=[]), dict(shape=None), dict(shape=[2, 28, 28]),
     dict(shape=[10 ** 15, 28, 28]), dict(data=[0] * 783), dict(data=[0] * 785), dict(data=None),
     dict(data="0" * 784), dict(data=[256] * 784), dict(data=[-1] * 784), dict(data=[0.5] * 784),
-    dict(data=["1"] * 784), dict(data=[None] * 784), dict(data=[[0] * 784]),
+    dict(data=["1"] * 784), dict(data=[None] * 784),
     dict(data=[[[0] * 28] * 27 + [[0] * 27]]), dict(data=[0] * 783 + [[0]]),
     dict(parameters={"binary_data_size": 784}), dict(parameters=[1]),
     dict(data=None, parameters={"binary_data_size": "784"}),
-    dict(datatype="FP32"), dict(datatype="FP32", shape=[1, 1, 28, 28], data=[-0.01] * 784),
+    dict(datatype="FP32", shape=[1, 1, 28, 28], data=[-0.01] * 784),
+    dict(datatype="FP32", data=[0.5] * 784), dict(datatype="FP32", data=[1.0] * 700 + [0.2] * 84),
     dict(datatype="FP32", shape=[1, 1, 28, 28], data=[255.01] * 784),
     dict(datatype="FP32", shape=[1, 1, 28, 28], data=[1e400] * 784),
     dict(datatype="FP32", shape=[1, 1, 28, 28], data=["1"] * 784),
@@ -122,13 +126,13 @@ def test_bad_request_is_a_400(record):
     b"", b"{", b"\xff", b"[" * 100000, b'{"inputs": NaN}', b'{"a":' * 5000])
 def test_what_is_no_json_is_a_400(body):
     with pytest.raises(RequestError):
-        read_request(body)
+        PROTOCOL.read_request(body)
 
 
 def test_numbers_that_json_lacks():
     text = json.dumps(request(datatype="FP32", shape=[1, 1, 28, 28], data=[float("nan")] * 784))
     with pytest.raises(RequestError):
-        read_request(text.encode())
+        PROTOCOL.read_request(text.encode())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 255.5, -1])
@@ -138,7 +142,7 @@ def test_binary_float32_outside_is_a_400(value):
     numbers = np.zeros(784, np.float32)
     numbers[500] = value
     with pytest.raises(RequestError):
-        read_request(head + numbers.tobytes(), len(head))
+        PROTOCOL.read_request(head + numbers.tobytes(), len(head))
 
 
 def test_binary_lengths():
@@ -152,12 +156,12 @@ def test_binary_lengths():
             (body, 0, "784 bytes"),
             (b"", 0, "784 bytes")):
         with pytest.raises(RequestError, match=words):
-            read_request(broken, said)
+            PROTOCOL.read_request(broken, said)
     text = json_request(DIGITS).encode()
     with pytest.raises(RequestError, match="unexpected additional"):
-        read_request(text + b"x", len(text))
+        PROTOCOL.read_request(text + b"x", len(text))
     with pytest.raises(RequestError, match="not binary_data_size 784"):
-        read_request(body.replace(b'"binary_data_size": 2352', b'"binary_data_size": 784'),
+        PROTOCOL.read_request(body.replace(b'"binary_data_size": 2352', b'"binary_data_size": 784'),
                      length - 1)
 
 
@@ -166,7 +170,7 @@ def test_binary_lengths():
 
 def answer(log_probs=LOG_PROBS, **more):
     header, _ = read({**request(), **more})
-    return write_response("net", header, log_probs)
+    return PROTOCOL.write_response(header, log_probs)
 
 
 def test_json_response():

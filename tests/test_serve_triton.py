@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scripts import run
 
-from mnist.datasets.image_set import normalise
+from mnist.datasets.image_set import MNIST
 from mnist.models.weights import load_network
 from mnist.serving.triton_repository import export_repository
 
@@ -67,9 +67,9 @@ def test_graph_answers_what_the_clients_send(repository, network, digits):
     session = onnxruntime.InferenceSession(str(repository / "net" / "1" / "model.onnx"),
                                            providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = network.net(torch.from_numpy(normalise(digits))).numpy()
+        expected = network.net(torch.from_numpy(MNIST.normalise(digits))).numpy()
     for size in (1, 7, 144):
-        answers, = session.run(["log_probs"], {"image": digits[:size]})
+        answers, = session.run(["log_probs"], {"image": digits[:size, 0]})
         np.testing.assert_allclose(answers, expected[:size], atol=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, netwo
     _, err = run("ServeMNIST.py", "--export-triton", tmp_path.parent, status=2)
     assert "is there already" in err
 
-    def fail(graph):
+    def fail(graph, image_set):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(triton_repository, "takes_bytes", fail)
     with pytest.raises(triton_repository.MNISTError, match="No space left"):

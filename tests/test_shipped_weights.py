@@ -65,7 +65,7 @@ def test_reads_the_test_digits_at_any_place_and_size_of_a_canvas(mnist_dir):
         canvas = np.zeros((280, 280), np.uint8)
         top, left = random.randint(0, 281 - size, 2)
         canvas[top:top + size, left:left + size] = enlarge(images[i, 0], size)
-        prepared[i, 0] = digit_from_drawing(canvas)
+        prepared[i] = digit_from_drawing(canvas)
     assert abs(share_read(prepared, labels) - share_read(images, labels)) < 0.005
 
 
@@ -73,14 +73,14 @@ def test_reads_the_test_digits_at_any_place_and_size_of_a_canvas(mnist_dir):
 @pytest.mark.parametrize("pen_width", [3, 8, 14, 28, 56])
 def test_the_width_of_the_pen_hardly_matters(pen_digits, pen_width):
     some = pen_digits[::10]
-    digits = np.stack([digit_from_drawing(draw(strokes, pen_width))[None] for strokes, _ in some])
+    digits = np.stack([digit_from_drawing(draw(strokes, pen_width)) for strokes, _ in some])
     assert share_read(digits, np.array([label for _, label in some])) >= 0.965
 
 
 @pytest.mark.pen
 @pytest.mark.slow
 def test_reads_what_people_drew_with_a_pen(pen_digits):
-    digits = np.stack([digit_from_drawing(draw(strokes))[None] for strokes, _ in pen_digits])
+    digits = np.stack([digit_from_drawing(draw(strokes)) for strokes, _ in pen_digits])
     labels = np.array([label for _, label in pen_digits])
     for name, share in (("net", 0.970), ("small", 0.975)):
         assert share_read(digits, labels, name) >= share, name

@@ -30,13 +30,13 @@ def window(tmp_path):
 @pytest.fixture
 def mnist(tmp_path, window):
     """Twelve test digits, 3 and 7 of them with a label that the network doesn't agree with."""
-    images = np.zeros((12, 28, 28), np.uint8)
+    images = np.zeros((12, 1, 28, 28), np.uint8)
     for index, strokes in enumerate([ONE, SEVEN, ZERO] * 4):
         window.canvas.clear()
         window.set_pen_width(50 + index)
         draw(window.canvas, strokes)
         images[index] = digit_from_drawing(ink(window.canvas))
-    labels = window.network.read(images)
+    labels = window.reader.read(images).argmax(1)
     labels[[3, 7]] = (labels[[3, 7]] + 1) % 10
     return windows.small_mnist(tmp_path / "mnist", images, labels), images, labels
 
@@ -72,7 +72,7 @@ def test_any_network(tmp_path, name):
                 "--weights", str(tmp_path / "mine.pth")) as window:
         draw(window.canvas, SEVEN)
         settle(window)
-        digit = part(window, "network_input").digit
+        digit = part(window, "network_input").image
         log_probs = registry.reference_log_probs(Network(net), digit[None])[0]
         values = part(window, "probabilities").values
         assert np.allclose(values, np.exp(log_probs), atol=1e-4)
@@ -81,11 +81,11 @@ def test_any_network(tmp_path, name):
 
 def test_network_input_is_what_the_network_receives(window):
     received = []
-    look = window.network.look
-    window.network.look = lambda digit: received.append(digit) or look(digit)
+    look = window.reader.look
+    window.reader.look = lambda digit: received.append(digit) or look(digit)
     draw(window.canvas, ZERO)
     settle(window)
-    assert np.array_equal(part(window, "network_input").digit, received[-1])
+    assert np.array_equal(part(window, "network_input").image, received[-1])
     assert np.array_equal(received[-1], digit_from_drawing(ink(window.canvas)))
 
 
@@ -100,15 +100,15 @@ def test_answer_comes_while_drawing(window):
 
 def test_nothing_drawn_has_no_answer(window):
     assert part(window, "answer").text() == ""
-    assert part(window, "network_input").digit is None
+    assert part(window, "network_input").image is None
     assert part(window, "probabilities").values is None
 
 
 def test_newest_drawing_wins(window):
     """A slow network skips drawings, and never shows an old one after a newer one."""
     looked, shown = [], []
-    window.network.look = lambda digit: looked.append(digit) or time.sleep(0.05)
-    window.panel.show = lambda digit, label, result: shown.append(digit)
+    window.reader.look = lambda digit: looked.append(digit) or time.sleep(0.05)
+    window.panel.show = lambda image, target, result: shown.append(image)
     draw(window.canvas, ZERO)
     settle(window)
     assert len(looked) < 10 < len(ZERO[0])
@@ -134,7 +134,7 @@ def test_no_event_takes_longer_than_a_frame(window):
 
 def test_a_drawing_is_read_by_an_engine_for_one_digit(window):
     """One for 64 would compute all 64 of them."""
-    assert (window.network.engine.batch_size, window.network.batch_engine.batch_size) == (1, 64)
+    assert (window.reader.engine.batch_size, window.reader.batch_engine.batch_size) == (1, 64)
     assert "weights/net.pth (shipped)" in window.windowTitle()
 
 
@@ -150,7 +150,7 @@ def test_another_engine(tmp_path, engine):
 
 
 def test_drawing_does_not_wait_for_the_network(window):
-    window.network.look = lambda digit: time.sleep(2)
+    window.reader.look = lambda digit: time.sleep(2)
     assert sum(burst(window.canvas, 100, time.perf_counter)) < 2
 
 
@@ -292,11 +292,11 @@ def test_drawing_survives_resizing(window):
 
 
 def test_paging(full):
-    answer, true_label, go_to = (part(full, name) for name in ("answer", "true_label", "go_to"))
-    assert true_label.text() == ""
+    answer, target, go_to = (part(full, name) for name in ("answer", "target", "go_to"))
+    assert target.text() == ""
     click(full, "next_sample")
-    assert go_to.value() == 0 and true_label.text() == f"true label {full.test_labels[0]}"
-    assert np.array_equal(part(full, "network_input").digit, full.test_images[0])
+    assert go_to.value() == 0 and target.text() == f"true class {full.test_labels[0]}"
+    assert np.array_equal(part(full, "network_input").image, full.test_images[0])
     click(full, "previous_sample")
     assert go_to.value() == 11
     key(full, Qt.Key_Right)
@@ -304,7 +304,7 @@ def test_paging(full):
     assert go_to.value() == 1 and answer.text() == str(full.test_labels[1])
     key(full, Qt.Key_R)
     assert 0 <= go_to.value() < 12
-    assert np.array_equal(part(full, "network_input").digit, full.test_images[go_to.value()])
+    assert np.array_equal(part(full, "network_input").image, full.test_images[go_to.value()])
 
 
 def test_go_to(full):
@@ -313,21 +313,21 @@ def test_go_to(full):
     QTest.keyClicks(go_to, "5")
     QTest.keyClick(go_to, Qt.Key_Return)
     settle(full)
-    assert np.array_equal(part(full, "network_input").digit, full.test_images[5])
+    assert np.array_equal(part(full, "network_input").image, full.test_images[5])
 
 
 def test_next_mistake(full):
     for mistake in (3, 7, 3):
         click(full, "next_mistake")
         assert part(full, "go_to").value() == mistake
-        assert part(full, "true_label").text() == f"true label {full.test_labels[mistake]}"
+        assert part(full, "target").text() == f"true class {full.test_labels[mistake]}"
         assert part(full, "answer").text() != str(full.test_labels[mistake])
     assert part(full, "status").text() == "Of the 12 test digits, 2 are misread"
 
 
 def test_next_mistake_waits_until_one_is_known(full):
     full.predictions = full.predictions[:0]
-    full.network.batch_size = 1
+    full.reader.batch_size = 1
     full.read_test_set()
     full.next_mistake()
     windows.wait_until(lambda: len(full.predictions) == 12)
@@ -336,15 +336,15 @@ def test_next_mistake_waits_until_one_is_known(full):
 
 def test_test_digit_can_be_altered(full):
     click(full, "next_sample")
-    original = part(full, "network_input").digit
+    original = part(full, "network_input").image
     draw(full.canvas, [[(0.2, 0.5), (0.5, 0.5), (0.8, 0.5)]])
     settle(full)
-    altered = part(full, "network_input").digit
+    altered = part(full, "network_input").image
     assert np.array_equal(altered, digit_from_drawing(ink(full.canvas)))
     assert not np.array_equal(altered, original)
-    assert part(full, "true_label").text() == f"true label {full.test_labels[0]}"
+    assert part(full, "target").text() == f"true class {full.test_labels[0]}"
     click(full, "undo")
-    assert np.array_equal(part(full, "network_input").digit, original)
+    assert np.array_equal(part(full, "network_input").image, original)
 
 
 def test_undo_brings_back_the_sample_before(full):
@@ -352,13 +352,13 @@ def test_undo_brings_back_the_sample_before(full):
     full.go_to.setValue(9)
     click(full, "undo")
     assert full.go_to.value() == 4
-    assert part(full, "true_label").text() == f"true label {full.test_labels[4]}"
+    assert part(full, "target").text() == f"true class {full.test_labels[4]}"
 
 
 def test_without_mnist(window):
     assert not part(window, "next_sample").isEnabled() and not part(window, "go_to").isEnabled()
     labels = [label.text() for label in window.statusBar().findChildren(type(window.status))]
-    assert "No MNIST here: drawing only" in labels
+    assert "No test images of mnist here" in labels
 
 
 # Files, keys, settings

@@ -41,7 +41,7 @@ def opened(program, tmp_path, *arguments, mnist=None):
     window.show()
     application.setActiveWindow(window)  # an X server without a window manager doesn't
     try:
-        wait_until(lambda: window.network is not None or failures)
+        wait_until(lambda: window.reader is not None or failures)
         if mnist is not None:
             wait_until(lambda: window.images is not None
                        and len(window.predictions) == window.count())
@@ -125,6 +125,6 @@ def write_idx(path, array):
 def small_mnist(folder, images, labels):
     """A folder with these digits as MNIST's test set."""
     folder.mkdir()
-    write_idx(folder / "t10k-images-idx3-ubyte", images)
+    write_idx(folder / "t10k-images-idx3-ubyte", images[:, 0])
     write_idx(folder / "t10k-labels-idx1-ubyte", labels)
     return folder

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from mnist.cli import show_progress
-from mnist.engines.precision import judge_log_probs, judge_values
+from mnist.engines.precision import judge_outputs
 from mnist.errors import describe_error
 from mnist.machine import machine_record
 
@@ -280,12 +280,11 @@ def unsteadiness(turns, clock):
 def judge(outputs, targets, reference, precision, image_set):
     """Score, loss and largest difference from the reference, with the verdict."""
     outputs = np.concatenate(outputs)
+    difference, reason = judge_outputs(image_set, outputs, reference, precision)
     row = {image_set.metric: image_set.score(outputs, targets)}
     if image_set.task == "regression":
-        difference, reason = judge_values(outputs, reference, precision)
         loss = row["rmse"] ** 2
     else:
-        difference, reason = judge_log_probs(outputs, reference, precision)
         loss = float(-outputs[np.arange(len(targets)), targets].mean())
         row["changed_answers"] = int((outputs.argmax(1) != reference.argmax(1)).sum())
     return dict(row, loss=loss if np.isfinite(loss) else None, max_difference=difference,

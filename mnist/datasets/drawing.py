@@ -20,7 +20,7 @@ DOUBTFUL = 0.8  # a probability below which an answer is shown as doubtful, see 
 class Digit(NamedTuple):
     """What was found in a picture."""
 
-    image: Any  # uint8 (28, 28), as an engine takes it; None where nothing is drawn
+    image: Any  # uint8 (1, 28, 28), as an engine takes it; None where nothing is drawn
     ink: Any  # uint8 (H, W), white on black: what the digit was made of, at the scale worked at
     note: str  # what there is to say, "" for nothing
 
@@ -51,6 +51,11 @@ def read_picture(source):
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "the picture" if inside else source
         raise MNISTError(f"can't read {name}: {error}") from error
+
+
+def is_drawable(image_set):
+    """Whether drawings can be prepared for an image set: digits, letters, white on black."""
+    return image_set.shape == (1, 28, 28) and image_set.augment == "digits"
 
 
 def is_doubtful(log_probs):
@@ -342,7 +347,7 @@ def label(mask):
 
 
 def digit_from_drawing(gray):
-    """Prepare a drawing, uint8 (H, W), white on black, as MNIST's digits were: uint8 (28, 28).
+    """Prepare a drawing, uint8 (H, W), white on black, as MNIST's digits were: uint8 (1, 28, 28).
 
     The ink's longer side becomes 20 pixels, the aspect is kept, each pixel is the average of the
     area it covers, and the centre of mass falls on the centre of the image. None where nothing is
@@ -366,7 +371,7 @@ def digit_from_drawing(gray):
     thinness = 1 - digit.max() / peak
     if thinness > 0.02:
         digit = shrink(window=1 + thinness)
-    return (digit * (255 / digit.max()) + 0.5).astype(np.uint8)
+    return (digit * (255 / digit.max()) + 0.5).astype(np.uint8)[np.newaxis]
 
 
 def ink_along(gray, axis, peak):

@@ -39,7 +39,7 @@ def generated_digits(n, seed):
         block_targets = np.concatenate([random.permutation(10) for _ in range(BLOCK // 10)])
         drawings = draw_digits(block_targets, fields, radii, random)
         for i in range(start, min(start + BLOCK, n)):
-            images[i, 0] = digit_from_drawing(drawings[i - start])
+            images[i] = digit_from_drawing(drawings[i - start])
             targets[i] = block_targets[i - start]
     return images, targets
 

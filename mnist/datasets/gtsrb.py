@@ -25,7 +25,8 @@ GTSRB = ImageSet(
      "priority road", "yield", "stop", "no vehicles", "no lorries", "no entry", "danger",
      "curve left", "curve right", "double curve", "bumpy road", "slippery road", "road narrows",
      "road works", "traffic lights", "pedestrians", "children", "bicycles", "ice or snow",
-     "wild animals", "end of limits", "turn right", "turn left", "ahead only", "ahead or right", "ahead or left",
+     "wild animals", "end of limits", "turn right", "turn left", "ahead only", "ahead or right",
+     "ahead or left",
      "keep right", "keep left", "roundabout", "end of no passing",
      "end of no passing for lorries"),
     (0.3398, 0.3117, 0.3210), (0.2755, 0.2647, 0.2712), augment="signs")

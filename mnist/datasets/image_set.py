@@ -69,6 +69,12 @@ class ImageSet(NamedTuple):
         """A score for the screen: "99.12 %", or "0.0683"."""
         return f"{score * 100:.2f} %" if self.task == "classification" else f"{score:.4f}"
 
+    def describe(self, values):
+        """A target, or the outputs for one image (K,), for the screen: the class, or the values."""
+        if self.task == "classification":
+            return self.classes[int(np.argmax(values) if np.ndim(values) else values)]
+        return ", ".join(f"{name} {value:+.3f}" for name, value in zip(self.classes, values))
+
     # --- As it travels with weights, graphs and records -------------------------------------------
 
     def to_json(self):
@@ -80,6 +86,11 @@ class ImageSet(NamedTuple):
         """The record from its text; raises ValueError or TypeError where it isn't one."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value
                       for key, value in json.loads(text).items()})
+
+
+def as_picture(image):
+    """An image, uint8 (C, H, W), as pictures are: uint8 (H, W), or (H, W, 3)."""
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
 MNIST = ImageSet("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,), augment="digits")

@@ -25,6 +25,12 @@ CHANGED_PREDICTIONS = {"int8": 0.005}  # 0.0007
 CHANGED_VALUES = {"int8": 0.05}  # of values from -1 to 1, the root mean square difference
 
 
+def judge_outputs(image_set, outputs, reference, precision):
+    """`judge_log_probs` or `judge_values`, as the image set's task asks for."""
+    judge = judge_log_probs if image_set.task == "classification" else judge_values
+    return judge(outputs, reference, precision)
+
+
 def judge_log_probs(log_probs, reference, precision):
     """(largest difference, why log_probs are wrong or None) of float32 (N, K) both.
 

@@ -1,6 +1,6 @@
 """The canvas that one draws on, and pictures between Qt, numpy and files.
 
-Knows PyQt5, 5.10 (Jetson Nano) to the newest, and numpy.
+Runs with PyQt5 5.10 (Jetson Nano) to the newest.
 """
 
 import numpy as np
@@ -19,26 +19,27 @@ TABLET_PHASES = {QEvent.TabletPress: BEGINS, QEvent.TabletMove: GOES_ON, QEvent.
 
 
 class Canvas(QWidget):
-    """A black square to draw on in white, with mouse, pen or touch.
+    """A black square to draw on in white, with mouse, pen or touch, and that shows pictures.
 
-    The drawing is `picture`, a grey QImage of CANVAS_SIDE × CANVAS_SIDE pixels whatever the size of
-    the widget. As long as nobody has altered it, `digit` is what the network gets of a test digit
-    or of a picture that was opened, uint8 (28, 28); `sample` is the index of a test digit.
+    The drawing is `picture`, a QImage of CANVAS_SIDE × CANVAS_SIDE pixels, grey where one may draw,
+    whatever the size of the widget. As long as nobody has drawn on it, `image` is what the network
+    gets, uint8 (C, H, W), of a test image or a picture that was opened; then `sample` is the index
+    of the test image, else None.
     """
 
     changed = pyqtSignal()
 
     def __init__(self):
         super().__init__(objectName="canvas")
-        self.setCursor(Qt.CrossCursor)
         self.setFocusPolicy(Qt.ClickFocus)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
         self.setMinimumSize(200, 200)
+        self.allow_drawing(True)
         self.pen_width = PEN_WIDTH
         self.erasing = False  # the tool chosen
         self.stroke = None  # while drawing: (middle of the last two points, last point, erases?)
         self.history = []
-        self.picture, self.digit, self.sample = blank_picture(), None, None
+        self.picture, self.image, self.sample = blank_picture(), None, None
 
     def sizeHint(self):
         return QSize(520, 520)
@@ -48,30 +49,45 @@ class Canvas(QWidget):
 
     # What the window does
 
+    def allow_drawing(self, allowed):
+        """Whether one may draw, or only look."""
+        self.drawable = allowed
+        self.setCursor(Qt.CrossCursor if allowed else Qt.ArrowCursor)
+
     def clear(self):
         self.replace(blank_picture())
 
-    def show_digit(self, digit, sample):
-        """Put a test digit, uint8 (28, 28), on the canvas."""
-        self.replace(fit_picture(digit), digit, sample)
+    def show_array(self, array, image=None, sample=None):
+        """Put a picture, uint8 (H, W) or (H, W, 3), on the canvas, as large as it fits."""
+        fitted = to_image(array).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio,
+                                        Qt.SmoothTransformation)
+        picture = blank_picture()
+        if not self.drawable:
+            picture = picture.convertToFormat(QImage.Format_RGB32)
+        box = fitted.rect()
+        box.moveCenter(picture.rect().center())
+        painter = QPainter(picture)
+        painter.drawImage(box, fitted)
+        painter.end()
+        self.replace(picture, image, sample)
 
-    def replace(self, picture, digit=None, sample=None):
+    def replace(self, picture, image=None, sample=None):
         self.stroke = None
         self.remember()
-        self.picture, self.digit, self.sample = picture, digit, sample
+        self.picture, self.image, self.sample = picture, image, sample
         self.update()
         self.changed.emit()
 
     def undo(self):
         if self.history:
             self.stroke = None
-            self.picture, self.digit, self.sample = self.history.pop()
+            self.picture, self.image, self.sample = self.history.pop()
             self.update()
             self.changed.emit()
 
     def remember(self):
         # Qt shares the pixels of a copied QImage until one of the two is drawn on.
-        self.history.append((QImage(self.picture), self.digit, self.sample))
+        self.history.append((QImage(self.picture), self.image, self.sample))
         del self.history[:-UNDO_STEPS]
 
     # Strokes, in pixels of the picture: quadratic curves from middle to middle of the points, so
@@ -79,7 +95,7 @@ class Canvas(QWidget):
 
     def begin_stroke(self, point, erases):
         self.remember()
-        self.digit = None
+        self.image = None
         self.stroke = point, point, erases
         self.draw_curve(point, point, point)
 
@@ -149,7 +165,7 @@ class Canvas(QWidget):
         """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
         point = self.to_picture(position)
         if self.stroke is None:
-            if phase == BEGINS:
+            if phase == BEGINS and self.drawable:
                 self.begin_stroke(point, self.erasing or erases)
         elif phase == GOES_ON:
             self.continue_stroke(point)
@@ -193,19 +209,6 @@ def blank_picture():
 def round_pen(colour, width):
     """A pen with round ends and corners."""
     return QPen(QColor(colour), width, Qt.SolidLine, Qt.RoundCap, Qt.RoundJoin)
-
-
-def fit_picture(array):
-    """uint8 (H, W) as a picture for the canvas, as large as it fits."""
-    fitted = to_image(array).scaled(CANVAS_SIDE, CANVAS_SIDE, Qt.KeepAspectRatio,
-                                    Qt.SmoothTransformation)
-    picture = blank_picture()
-    box = fitted.rect()
-    box.moveCenter(picture.rect().center())
-    painter = QPainter(picture)
-    painter.drawImage(box, fitted)
-    painter.end()
-    return picture
 
 
 def write_picture(picture, path):

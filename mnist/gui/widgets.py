@@ -1,15 +1,18 @@
-"""The views beside the canvas: the digit the network sees, its answer, bars, maps and numbers."""
+"""The views beside the canvas: the image the network sees, its answer, bars, maps and numbers."""
 
 import numpy as np
 from PyQt5.QtCore import QRect, QRectF, QSize, Qt, pyqtSignal
 from PyQt5.QtGui import QColor, QPainter, QPen
 from PyQt5.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
+from mnist.datasets.drawing import is_doubtful
+from mnist.datasets.image_set import as_picture
 from mnist.gui.canvas import largest_square, to_image
 
 ACCENT = QColor("#2f6fdb")
 RIGHT, WRONG, MARK = QColor("#1a7f4b"), QColor("#c62f3b"), QColor("#ff9d00")
 CENTRED = int(Qt.AlignCenter)
+BARS = 10  # at most
 
 
 def signed(value):
@@ -17,22 +20,22 @@ def signed(value):
     return f"{value:+.2f}".replace("-", "−")
 
 
-class DigitView(QWidget):
-    """The 28×28 pixels that the network receives, each pixel a square; a patch can be marked."""
+class InputView(QWidget):
+    """The pixels that the network receives, each pixel a square; a patch can be marked."""
 
     def __init__(self):
         super().__init__(objectName="network_input")
         self.setMinimumSize(112, 112)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
-        self.digit = None
+        self.image = None
         self.patch = None
 
     def sizeHint(self):
         return QSize(196, 196)
 
-    def set_digit(self, digit):
-        """Show uint8 (28, 28), or nothing for None."""
-        self.digit = digit
+    def set_image(self, image):
+        """Show uint8 (C, H, W), or nothing for None."""
+        self.image = image
         self.update()
 
     def set_patch(self, patch):
@@ -44,14 +47,16 @@ class DigitView(QWidget):
         square = largest_square(self.rect())
         painter = QPainter(self)
         painter.fillRect(square, Qt.black)
-        if self.digit is None:
+        if self.image is None:
             painter.setPen(QColor("#7d8795"))
             painter.drawText(square, CENTRED, "nothing drawn")
             return
-        painter.drawImage(square, to_image(self.digit))
+        cell = square.width() / max(self.image.shape[1:])
+        shown = QRectF(square.x(), square.y(),
+                       cell * self.image.shape[2], cell * self.image.shape[1])
+        painter.drawImage(shown, to_image(as_picture(self.image)))
         if self.patch is not None:
             row, column, height, width = self.patch
-            cell = square.width() / 28
             painter.setRenderHint(QPainter.Antialiasing)
             painter.setPen(QPen(MARK, 2.5))
             painter.drawRect(QRectF(square.x() + column * cell, square.y() + row * cell,
@@ -59,71 +64,88 @@ class DigitView(QWidget):
 
 
 class AnswerView(QWidget):
-    """The digit read, large, and under it the true label where there is one."""
+    """What the network reads, large, and under it the true class where it is known."""
 
     def __init__(self):
         super().__init__()
-        self.answer = QLabel(objectName="answer")
-        self.true_label = QLabel(objectName="true_label")
+        self.answer = QLabel(objectName="answer", wordWrap=True)
+        self.target = QLabel(objectName="target", wordWrap=True)
         self.answer.setFixedHeight(112)
         self.answer.setMinimumWidth(110)
-        self.answer.setStyleSheet(f"font-size: 104px; font-weight: bold; color: {ACCENT.name()}")
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(2)
         rows.addWidget(self.answer)
-        rows.addWidget(self.true_label)
+        rows.addWidget(self.target)
         rows.addStretch()
 
-    def set_answer(self, answer, label, doubtful=False):
-        """Show digits, None for what isn't known, and whether the answer is doubtful."""
-        self.answer.setText("" if answer is None else str(answer))
-        self.true_label.setText(f"true label {label}" if label is not None else
-                                "doubtful" if doubtful else "")
-        colour = RIGHT if answer == label else WRONG
-        self.true_label.setStyleSheet(f"font-weight: bold; color: {colour.name()}")
+    def clear(self):
+        self.answer.clear()
+        self.target.clear()
+
+    def show_outputs(self, image_set, outputs, target):
+        """Show what a network's outputs, float32 (K,), mean, and the target where it is known."""
+        answer = image_set.describe(outputs)
+        doubtful = image_set.task == "classification" and is_doubtful(outputs)
+        self.answer.setText(answer)
+        self.answer.setStyleSheet(f"font-size: {104 if len(answer) <= 2 else 26}px; "
+                                  f"font-weight: bold; color: {ACCENT.name()}")
+        truth = "" if target is None else image_set.describe(target)
+        self.target.setText(f"true class {truth}" if truth else "doubtful" if doubtful else "")
+        colour = RIGHT if answer == truth else WRONG
+        self.target.setStyleSheet(f"font-weight: bold; color: {colour.name()}")
 
 
 class ProbabilityBars(QWidget):
-    """Ten bars, one for each digit; the likeliest stands out."""
+    """A bar for each class, for the likeliest ones where there are many; the likeliest stands out.
+    """
 
     def __init__(self):
         super().__init__(objectName="probabilities")
         self.setMinimumSize(200, 180)
         self.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Expanding)
+        self.classes = ()
         self.values = None
 
     def sizeHint(self):
         return QSize(260, 260)
 
-    def set_values(self, values):
-        """Show ten probabilities, or empty bars for None."""
-        self.values = values
+    def set_values(self, classes, values):
+        """Show the probabilities of the classes, or empty bars for None."""
+        self.classes, self.values = classes, values
         self.update()
 
     def paintEvent(self, event):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.Antialiasing)
-        row = self.height() / 10
-        best = -1 if self.values is None else int(np.argmax(self.values))
-        for digit in range(10):
-            self.paint_bar(painter, digit, QRectF(0, digit * row, self.width(), row), digit == best)
+        shown = range(len(self.classes))
+        if len(shown) > BARS:
+            shown = shown[:BARS] if self.values is None else np.argsort(-self.values)[:BARS]
+        height = self.height() / BARS
+        for row, index in enumerate(shown):
+            self.paint_bar(painter, index, QRectF(0, row * height, self.width(), height))
 
-    def paint_bar(self, painter, digit, rect, best):
+    def paint_bar(self, painter, index, rect):
+        best = self.values is not None and index == int(np.argmax(self.values))
         font = self.font()
         font.setBold(best)
         painter.setFont(font)
         painter.setPen(self.palette().windowText().color())
-        painter.drawText(QRectF(rect.x(), rect.y(), 20, rect.height()), CENTRED, str(digit))
-        bar = QRectF(rect.x() + 28, rect.y() + 0.18 * rect.height(),
-                     rect.width() - 28 - 76, 0.64 * rect.height())
+        metrics = self.fontMetrics()
+        widest = max(metrics.boundingRect(text).width() for text in self.classes)
+        name = min(0.4 * rect.width(), 8 + widest)
+        painter.drawText(QRectF(rect.x(), rect.y(), name, rect.height()),
+                         int(Qt.AlignLeft | Qt.AlignVCenter),
+                         metrics.elidedText(self.classes[index], Qt.ElideRight, int(name) - 8))
+        bar = QRectF(rect.x() + name, rect.y() + 0.18 * rect.height(),
+                     rect.width() - name - 76, 0.64 * rect.height())
         radius = min(4, bar.height() / 2)
         painter.setPen(Qt.NoPen)
         painter.setBrush(self.palette().alternateBase())
         painter.drawRoundedRect(bar, radius, radius)
         if self.values is None:
             return
-        value = float(self.values[digit])
+        value = float(self.values[index])
         painter.setBrush(ACCENT if best else QColor("#9db7e4"))
         painter.setClipRect(QRectF(bar.x(), bar.y(), bar.width() * value, bar.height()))
         painter.drawRoundedRect(bar, radius, radius)
@@ -136,8 +158,8 @@ class ProbabilityBars(QWidget):
 class MapGrid(QWidget):
     """Small maps side by side, all in one colour scale, which stands above them.
 
-    `colours(values, scale)` turns float (..., H, W) into uint8 (..., H, W, 3). Hovering a map emits
-    its index.
+    `colours(maps, scale)` turns maps into uint8 (N, H, W, 3), see `mnist.gui.maps`. Hovering a map
+    emits its index.
     """
 
     hovered = pyqtSignal(int)
@@ -152,7 +174,8 @@ class MapGrid(QWidget):
         self.images = []
 
     def set_maps(self, maps, scale):
-        """Show float (N, H, W), coloured from -scale to scale, or nothing for None."""
+        """Show float (N, H, W), or (N, 3, H, W) for filters that read colours, coloured from -scale
+        to scale; nothing for None."""
         self.maps, self.scale = maps, scale
         self.images = [] if maps is None else [to_image(picture)
                                                for picture in self.colours(maps, scale)]
@@ -202,7 +225,9 @@ class MapGrid(QWidget):
         left = QRect(bar.left() - width - 4, 0, width, line.height())
         painter.drawText(left, int(Qt.AlignRight | Qt.AlignVCenter), "−" + number)
         painter.drawText(right, int(Qt.AlignLeft | Qt.AlignVCenter), "+" + number)
-        ramp = np.linspace(-1, 1, 61)[None, :]
+        ramp = np.linspace(-1, 1, 61)[np.newaxis]
+        if self.maps.ndim == 4:  # filters that read colours
+            ramp = np.stack([ramp] * self.maps.shape[1])
         painter.drawImage(bar, to_image(self.colours(ramp, 1.0)))
 
 

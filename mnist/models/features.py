@@ -1,84 +1,89 @@
-"""What the convolutions of any network respond to in a digit: filters, maps, receptive fields.
+"""What the convolutions of any network respond to in an image: filters, maps, receptive fields.
 
-Everything comes through hooks on the network's innermost modules, nothing from knowing it. Knows
-torch.
+Everything comes through hooks on the network's innermost modules, nothing from knowing it.
 """
 
 import collections
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from mnist.datasets.image_set import normalise
 from MNISTmodel import calls
 
-Layer = collections.namedtuple("Layer", "name module filters biases patches")
-Layer.__doc__ = """One convolution, as the network computes with it.
+PIXELS_AT_ONCE = 2 ** 15  # of the images that receptive fields are found with: memory
 
-name     what the network calls it: "conv1", "features.0"
-module   the `torch.nn.Conv2d`
-filters  float32 (N, H, W) where it reads the digit itself, one for each map; else None
-biases   float32 (N,), zeros where it has none
-patches  whole numbers (H, W, 4): for each place of its maps the patch of the digit that it sees:
-         row, column, height, width
-"""
 
-Maps = collections.namedtuple("Maps", "maps pooled")
-Maps.__doc__ = """What a layer makes of one digit.
+class Layer(NamedTuple):
+    """One convolution, as the network computes with it."""
 
-maps    float32 (N, H, W)
-pooled  float32 (N, h, w), the same maps made smaller, as the next layer receives them; None where
-        it receives them as they are
-"""
+    name: str  # what the network calls it: "conv1", "features.0"
+    module: nn.Conv2d
+    filters: Any  # float32 (N, C, H, W), one for each map, where it reads the image itself; or None
+    biases: Any  # float32 (N,), zeros where it has none
+    # int64 (H, W, 4): for each place of its maps the patch of the image that it sees: row, column,
+    # height, width
+    patches: Any
+
+
+class Maps(NamedTuple):
+    """What a layer makes of one image."""
+
+    maps: Any  # float32 (N, H, W)
+    # float32 (N, h, w), the same maps made smaller, as the next layer receives them; None where it
+    # receives them as they are
+    pooled: Any
 
 
 class FeatureReader:
-    """A network with its inner layers, as `mnist.gui.window.DigitWindow` wants it."""
+    """A network with its inner layers, as `mnist.gui.window.ImageWindow` wants it."""
 
     batch_size = 64
 
-    def __init__(self, weights):
-        """`weights`: a `mnist.models.weights.Network`."""
-        self.weights, self.net = weights, weights.net
-        self.layers = convolutions(self.net)
+    def __init__(self, network):
+        """`network`: a `mnist.models.weights.Network`."""
+        self.network = network
+        self.layers = convolutions(network.net, network.image_set.shape)
 
-    def look(self, digit):
-        """uint8 (28, 28) → (the `Maps` of each layer, the digit read)."""
+    def look(self, image):
+        """uint8 (C, H, W) → (the `Maps` of each layer, the network's outputs float32 (K,))."""
+        x = self.network.image_set.normalise(image[np.newaxis])
         with torch.no_grad():
-            made, log_probs = calls(self.net, torch.from_numpy(normalise(digit[None])), copied=True)
-        maps = [maps_of(made, layer.module) for layer in self.layers]
-        return maps, int(log_probs.argmax())
+            made, outputs = calls(self.network.net, torch.from_numpy(x), copied=True)
+        return [maps_of(made, layer.module) for layer in self.layers], outputs[0].numpy()
 
     def read(self, images):
-        """uint8 (B, 28, 28) → the digits read, (B,)."""
+        """uint8 (B, C, H, W) → the network's outputs, float32 (B, K)."""
+        x = self.network.image_set.normalise(images)
         with torch.no_grad():
-            return self.net(torch.from_numpy(normalise(images))).argmax(1).numpy()
+            return self.network.net(torch.from_numpy(x)).numpy()
 
 
-def convolutions(net):
-    """A `Layer` for each convolution that takes part, in the order in which they do."""
+def convolutions(net, shape):
+    """A `Layer` for each convolution that takes part, in their order, for images of `shape`."""
     names = {module: name for name, module in net.named_modules()}
-    digit = torch.zeros(1, 1, 28, 28)
+    image = torch.zeros((1,) + tuple(shape))
     with torch.no_grad():
-        made, _ = calls(net, digit)
-        modules = collections.OrderedDict.fromkeys(
-            call.module for call in made if isinstance(call.module, nn.Conv2d))
-        seen = receptive_fields(net, list(modules))
+        made, _ = calls(net, image)
+        modules = list(collections.OrderedDict.fromkeys(
+            call.module for call in made if isinstance(call.module, nn.Conv2d)))
+        rows, columns = (lines_seen(net, modules, shape, axis) for axis in (-2, -1))
     layers = []
     for module in modules:
         call = next(call for call in made if call.module is module)
         weight = module.weight.detach().numpy()
-        reads_digit = call.input.data_ptr() == digit.data_ptr()
+        reads_image = call.input.data_ptr() == image.data_ptr() and module.groups == 1
         bias = np.zeros(len(weight), np.float32) if module.bias is None else \
             module.bias.detach().numpy()
         layers.append(Layer(names[module] or type(net).__name__, module,
-                            weight[:, 0] if reads_digit else None, bias, patches(seen[module])))
+                            weight if reads_image else None, bias,
+                            patches(rows[module], columns[module])))
     return layers
 
 
 def maps_of(made, module):
-    """The `Maps` of the first call of `module` among some calls for one digit."""
+    """The `Maps` of the first call of `module` among some calls for one image."""
     index = next(k for k, call in enumerate(made) if call.module is module)
     maps = made[index].output[0]
     for call in made[index + 1:]:
@@ -101,17 +106,20 @@ def as_maps(values, number):
 # --- Receptive fields -----------------------------------------------------------------------------
 
 
-def receptive_fields(net, modules):
-    """Which pixels of the digit each place of a module's maps sees: {module: bool (784, H, W)}.
+def lines_seen(net, modules, shape, axis):
+    """Which rows (`axis` -2) or columns (-1) of the image each place of a module's maps sees:
+    {module: bool (lines, H, W)}.
 
-    Found out by making one pixel after the other NaN: whatever is NaN then has seen it. So it is
+    Found out by making one line after the other NaN: whatever is NaN then has seen it. So it is
     right for any network.
     """
-    x = torch.zeros(28, 1, 28, 28)
+    lines = shape[axis]
+    size = max(1, PIXELS_AT_ONCE // (shape[1] * shape[2]))
     seen = {module: [] for module in modules}
-    for row in range(28):
-        x[:] = 0
-        x[torch.arange(28), 0, row, torch.arange(28)] = float("nan")
+    for start in range(0, lines, size):
+        x = torch.zeros((min(size, lines - start),) + tuple(shape))
+        for k in range(len(x)):
+            x[k].select(axis, start + k).fill_(float("nan"))
         made, _ = calls(net, x)
         for module in modules:
             output = next(call.output for call in made if call.module is module)
@@ -119,17 +127,14 @@ def receptive_fields(net, modules):
     return {module: np.concatenate(parts) for module, parts in seen.items()}
 
 
-def patches(seen):
-    """The box around the pixels that each place sees, (H, W, 4) as in `Layer`, from (784, H, W)."""
-    pixels = seen.reshape((28, 28) + seen.shape[1:])
+def patches(rows, columns):
+    """The box that each place sees, (H, W, 4) as in `Layer`, from `lines_seen` of both axes."""
+    def first_and_number(lines):
+        """(H, W) each: the first line that is seen, and how many to the last."""
+        first = lines.argmax(0)
+        last = len(lines) - 1 - lines[::-1].argmax(0)
+        return first, np.where(lines.any(0), last - first + 1, 0)
 
-    def first_and_number(along):
-        """(H, W) each: the first line with a pixel that is seen, and how many to the last."""
-        first = along.argmax(0)
-        last = 27 - along[::-1].argmax(0)
-        number = np.where(along.any(0), last - first + 1, 0)
-        return first, number
-
-    row, height = first_and_number(pixels.any(1))
-    column, width = first_and_number(pixels.any(0))
+    row, height = first_and_number(rows)
+    column, width = first_and_number(columns)
     return np.stack([row, column, height, width], -1)

@@ -1,118 +1,230 @@
-"""The server: which path means what, the models behind it, the page, and a clean end.
+"""The server: one ASGI application, which uvicorn carries.
 
-`serve` runs it until SIGTERM or Ctrl-C. Everything happens on one event loop: http1.py carries
-requests here, `mnist.serving.protocol` reads them, `mnist.serving.batching` has them answered.
+uvicorn and httptools read HTTP, `mnist.serving.requests` what a request may ask for and take; here
+is which path means what, and the models behind it.
 """
 
 import asyncio
 import collections
 import gc
-import os
-import signal
 import time
+import traceback
 
 import prometheus_client
-import prometheus_client.multiprocess
 
 from mnist.engines.registry import set_threads
-from mnist.errors import warn
-from mnist.serving.batching import Batcher, Engines, Job, Metrics
-from mnist.serving.http1 import BINARY, HttpServer
-from mnist.serving.page import FirstLayer, PageRoutes
-from mnist.serving.protocol import (
-    MODEL_VERSION,
-    RequestError,
-    model_config,
-    model_metadata,
-    read_request,
-    server_metadata,
-    write_response,
+from mnist.errors import MNISTError, warn
+from mnist.serving.batching import Batcher, Engines, Metrics, choose_engine, first_engine
+from mnist.serving.page import PageRoutes, first_layer
+from mnist.serving.protocol import MODEL_VERSION, Protocol, RequestError, server_metadata
+from mnist.serving.requests import (
+    BINARY,
+    SECURITY,
+    Bodies,
+    Gate,
+    Request,
+    Response,
+    as_json,
+    refusal,
 )
 
-STOP_SECONDS = 8  # for what is in flight when the server is told to stop
+# --- The models -----------------------------------------------------------------------------------
 
-Model = collections.namedtuple("Model", "name engines batcher first_layer facts")
-Model.__doc__ = """A network that is served.
 
-batcher      the `Batcher` before its `engines`
-first_layer  a `mnist.serving.page.FirstLayer`
-facts        what the page says of it, a dictionary
-"""
+class Model:
+    """A network that is served: its `protocol`, its `batcher` before its engines, its first layer,
+    and for the page its `facts`. `options`: see `Application`."""
 
-Settings = collections.namedtuple(
-    "Settings", "networks engines device precision threads max_batch max_waiting max_delay "
-    "data_dir access_log names workers")
-Settings.__doc__ = """What the server is to be.
+    def __init__(self, name, network, engine, options, metrics):
+        engines = Engines(engine, network, options.device, options.precision, options.max_batch,
+                          tuning=options.engine != "auto")  # a better one is looked for then
+        self.name, self.network = name, network
+        self.batcher = Batcher(name, engines, metrics, options.max_waiting, options.max_delay)
+        self.protocol = Protocol(name, engine, network.image_set, options.max_batch)
+        self.first_layer = first_layer(network)
 
-networks     {name: mnist.models.weights.Network}
-engines      {name: the engine that runs it}
-device, precision, threads   for all of them
-max_batch    digits in one call of an engine
-max_waiting  digits that may wait for an engine
-max_delay    seconds that a batch which isn't full waits for more
-data_dir     where MNIST's test digits are, or None
-access_log   whether each request is printed
-names        hosts by which clients may call the server, beside addresses
-workers      how many processes share the port
-"""
+    def replace_engines(self, engines, platform):
+        """Go on with other engines, between two batches."""
+        old, self.batcher.engines = self.batcher.engines, engines
+        self.protocol.platform = platform
+        old.close()
+
+    @property
+    def facts(self):
+        """What the page says of it."""
+        image_set = self.network.image_set
+        return {"name": self.name, "platform": self.protocol.platform,
+                "engine": self.batcher.engines.detail, "weights": self.network.origin,
+                "parameters": sum(tensor.numel() for tensor in self.network.net.parameters()),
+                "image_set": image_set.name, "shape": image_set.shape,
+                "classes": image_set.classes, "task": image_set.task,
+                "output": image_set.output_name}
+
+
+async def find_faster(models, options):
+    """Give each model the engine that is the fastest here, looking for it in a thread."""
+    loop = asyncio.get_event_loop()
+    for model in models.values():
+        try:
+            best, engines, report = await loop.run_in_executor(
+                None, choose_engine, model.network, options.device, options.precision,
+                options.max_batch)
+        except MNISTError as error:
+            warn(f"{model.name}: {error}")
+            continue
+        print(f"{model.name}: {report}", flush=True)
+        model.replace_engines(engines, best)
+
+
+# --- The application ------------------------------------------------------------------------------
 
 
 class Application:
-    """Answers requests: `handle(request)` is what an `HttpServer` calls."""
+    """The ASGI application.
 
-    def __init__(self, settings, models, metrics):
-        self.settings, self.models, self.metrics = settings, models, metrics
-        self.stopping = False
-        self.counters = {}
+    options      what ServeMNIST.py's flags say, see there
+    networks     {name: its `mnist.models.weights.Network`}
+    test_images  {image set's name: (its test images, their targets)}, as far as they are here
+    opened       function that is called once the models are open
+    """
+
+    def __init__(self, options, networks, test_images, opened):
+        self.options, self.networks = options, networks
+        self.test_images, self.opened = test_images, opened
+        self.gate, self.bodies = Gate(options.allow_host), Bodies()
+        self.models, self.routes, self.counters = collections.OrderedDict(), {}, {}
+        self.failure = None  # what went wrong as the server started
+        self.looking = None  # the task that looks for the fastest engine
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            await self.live(receive, send)
+        elif scope["type"] == "http":
+            await self.serve(Request(scope, receive), scope, send)
+
+    async def live(self, receive, send):
+        """Open the models as the server starts, close them when it ends."""
+        await receive()
+        try:
+            self.start()
+        except Exception as error:
+            self.failure = error
+            await send({"type": "lifespan.startup.failed"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self.looking:
+            self.looking.cancel()
+        for model in self.models.values():
+            model.batcher.engines.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def start(self):
+        """Open the models; each engine has answered a first image then. With the engine "auto" it
+        is the first that can run: the fastest is looked for while the server answers already."""
+        options = self.options
+        set_threads(options.threads or 1)  # more gain little on small batches
+        self.metrics = Metrics()
+        engine = options.engine
+        if engine == "auto":
+            engine = first_engine(options.device, options.precision)
+        for name, network in self.networks.items():
+            self.models[name] = Model(name, network, engine, options, self.metrics)
+            print(f"{name}: {self.models[name].batcher.engines.detail}", flush=True)
         self.routes = self.make_routes()
+        gc.collect()
+        getattr(gc, "freeze", int)()  # Python 3.7: never look through torch for garbage again
+        if options.engine == "auto":
+            self.looking = asyncio.ensure_future(find_faster(self.models, options))
+        self.opened()
 
-    # Where a request goes
+    async def serve(self, request, scope, send):
+        """Answer a request; whatever fails is answered too."""
+        started = time.perf_counter()
+        try:
+            self.gate.check(request.headers)
+            response = await self.respond(request)
+        except ConnectionError:
+            return
+        except Exception as error:
+            if not isinstance(error, RequestError):  # a fault of ours; the server goes on
+                traceback.print_exc()
+            response = refusal(error)
+        finally:
+            self.bodies.reserved -= request.room
+        self.count(request, response, scope, started)
+        headers = [(b"content-type", response.content_type),
+                   (b"content-length", b"%d" % len(response.body))]
+        headers += SECURITY + list(response.headers)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        body = b"" if request.method == "HEAD" else response.body
+        await send({"type": "http.response.body", "body": body})
+
+    async def respond(self, request):
+        """The `Response` to a request. Raises RequestError."""
+        methods = self.routes.get(request.path)
+        if methods is None:
+            raise RequestError(self.not_found(request.path), 404)
+        function = methods.get(request.method)
+        if function is None:
+            raise RequestError(f"{request.path} takes {', '.join(methods)}", 405,
+                               allow=", ".join(methods))
+        if request.method == "POST":
+            return await function(request, await self.bodies.read(request))
+        response = function(request)
+        return await response if asyncio.iscoroutine(response) else response
+
+    def count(self, request, response, scope, started):
+        """Count an answered request, and print it where that is wanted."""
+        key = request.kind, response.status
+        if key not in self.counters:
+            self.counters[key] = self.metrics.requests.labels(request.kind, str(response.status))
+        self.counters[key].inc()
+        if self.options.access_log:
+            peer = (scope.get("client") or "-")[0]
+            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {peer} {request.method} "
+                  f"{request.path!r} {response.status} {len(response.body)} bytes "
+                  f"{1000 * (time.perf_counter() - started):.2f} ms", flush=True)
+
+    # --- Where a request goes ---------------------------------------------------------------------
 
     def make_routes(self):
-        """{path: {method: function of a request}}; all paths there are."""
-        routes = PageRoutes(self.models, self.settings.data_dir).routes()
+        """{path: {method: function of a request, and for POST of its body}}; all paths there are.
+        """
+        routes = PageRoutes(self.models, self.test_images).routes()
+        index = [{"name": name, "version": MODEL_VERSION, "state": "READY", "reason": ""}
+                 for name in self.models]
+
+        async def give_index(request, body):
+            return as_json(index)
+
         routes.update({
-            "/v2": {"GET": lambda request: request.answer_json(server_metadata())},
-            "/v2/health/live": {"GET": lambda request: request.answer_json({"live": True})},
+            "/v2": {"GET": lambda request: as_json(server_metadata())},
+            "/v2/health/live": {"GET": lambda request: as_json({"live": True})},
             "/v2/health/ready": {"GET": self.ready},
-            "/v2/models/stats": {"GET": self.stats},
+            "/v2/models/stats": {"GET": self.statistics},
+            "/v2/repository/index": {"POST": give_index},
             "/metrics": {"GET": self.give_metrics},
         })
         for model in self.models.values():
             for version in ("", "/versions/" + MODEL_VERSION):
                 routes.update(self.model_routes("/v2/models/" + model.name + version, model))
         routes["/v2/"] = routes["/v2"]
-        return {path: with_head(methods) for path, methods in routes.items()}
+        return {path: dict(methods, HEAD=methods["GET"]) if "GET" in methods else methods
+                for path, methods in routes.items()}
 
     def model_routes(self, path, model):
         """The routes of one model under one of its paths."""
-        platform = model.facts["platform"]
-        metadata = model_metadata(model.name, platform)
-        config = model_config(model.name, platform, model.engines.max_batch)
-        return {
-            path: {"GET": lambda request: request.answer_json(metadata)},
-            path + "/ready": {"GET": lambda request: self.ready(request, model)},
-            path + "/config": {"GET": lambda request: request.answer_json(config)},
-            path + "/stats": {"GET": lambda request: self.stats(request, model)},
-            path + "/infer": {"POST": lambda request: self.infer(request, model)},
-        }
+        async def infer(request, body):
+            return await self.infer(request, body, model)
 
-    def handle(self, request):
-        """Answer a request, now or later; whatever fails is answered too."""
-        try:
-            methods = self.routes.get(request.path)
-            if methods is None:
-                raise RequestError(self.not_found(request.path), 404)
-            function = methods.get(request.method)
-            if function is None:
-                raise RequestError(f"{request.path} takes {', '.join(methods)}", 405,
-                                   allow=", ".join(methods))
-            function(request)
-        except RequestError as error:
-            request.refuse(error)
-        except Exception as error:  # a fault of ours; the server goes on
-            warn(f"{request.method} {request.path}: {type(error).__name__}: {error}")
-            request.refuse(error)
+        return {
+            path: {"GET": lambda request: as_json(model.protocol.metadata())},
+            path + "/ready": {"GET": lambda request: self.ready(request, model)},
+            path + "/config": {"GET": lambda request: as_json(model.protocol.config())},
+            path + "/stats": {"GET": lambda request: self.statistics(request, model)},
+            path + "/infer": {"POST": infer},
+        }
 
     def not_found(self, path):
         """What to say of a path that isn't there."""
@@ -123,77 +235,40 @@ class Application:
             return f"unknown version {parts[5]!r} of {parts[3]}; there is: {MODEL_VERSION}"
         return f"nothing is at {path}"
 
-    def count(self, request, status, size):
-        """Count an answered request, and print it where that is wanted."""
-        key = request.kind, status
-        if key not in self.counters:
-            self.counters[key] = self.metrics.requests.labels(request.kind, str(status))
-        self.counters[key].inc()
-        if self.settings.access_log:
-            peer = request.connection.transport.get_extra_info("peername") or ("-",)
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {peer[0]} {request.method} "
-                  f"{request.path!r} {status} {size} bytes "
-                  f"{1000 * (time.perf_counter() - request.arrived):.2f} ms", flush=True)
-
-    # The protocol
+    # --- The protocol -----------------------------------------------------------------------------
 
     def ready(self, request, *models):
         """200 where the models (all of them, if none is named) can answer, else 503."""
-        if self.stopping:
-            raise RequestError("the server is stopping", 503)
         failed = [model.name for model in models or self.models.values()
                   if not model.batcher.healthy]
         if failed:
             raise RequestError(f"the engine of {', '.join(failed)} failed", 503)
-        request.answer_json({"ready": True})
+        return as_json({"ready": True})
 
-    def infer(self, request, model):
-        """Read digits."""
+    async def infer(self, request, body, model):
+        """Run images through a network."""
         request.kind = "infer"
         length = request.headers.get(b"inference-header-content-length")
         if length is not None:
             if not length.isdigit() or len(length) > 12:
                 raise RequestError("Inference-Header-Content-Length is not a number")
             length = int(length)
-        header, images = read_request(request.body, length)
+        header, images = model.protocol.read_request(body, length)
+        outputs = await model.batcher.read(images, header.timeout, request.receive)
+        content, json_length = model.protocol.write_response(header, outputs)
+        if json_length is None:
+            return Response(content)
+        return Response(content, BINARY, headers=[
+            (b"inference-header-content-length", b"%d" % json_length)])
 
-        def done(job):
-            if job.error:
-                request.refuse(job.error)
-                return
-            body, json_length = write_response(model.name, header, job.log_probs)
-            if json_length is None:
-                request.answer(body)
-            else:
-                request.answer(body, BINARY, headers=[
-                    (b"Inference-Header-Content-Length", b"%d" % json_length)])
-
-        job = Job(images, done, header.timeout)
-        request.on_gone = lambda: model.batcher.cancel(job)
-        model.batcher.submit(job)
-
-    def stats(self, request, *models):
+    def statistics(self, request, *models):
         """Triton's statistics, from what is counted for Prometheus."""
-        registry = self.registry()
-        request.answer_json({"model_stats": [
-            model_statistics(model.name, registry) for model in models or self.models.values()]})
-
-    def registry(self):
-        """Where the counts are: of this process, or of all where several share the port."""
-        if self.settings.workers == 1:
-            return self.metrics.registry
-        registry = prometheus_client.CollectorRegistry()
-        prometheus_client.multiprocess.MultiProcessCollector(registry)
-        return registry
+        return as_json({"model_stats": [model_statistics(model.name, self.metrics.registry)
+                                        for model in models or self.models.values()]})
 
     def give_metrics(self, request):
-        request.answer(prometheus_client.generate_latest(self.registry()),
-                       prometheus_client.CONTENT_TYPE_LATEST.encode())
-
-
-def with_head(methods):
-    """The same methods, and HEAD where there is GET."""
-    return dict(methods, HEAD=methods["GET"]) if "GET" in methods else methods
+        return Response(prometheus_client.generate_latest(self.metrics.registry),
+                        prometheus_client.CONTENT_TYPE_LATEST.encode())
 
 
 def model_statistics(name, registry):
@@ -207,8 +282,8 @@ def model_statistics(name, registry):
     requests = value("infer_seconds_count")
     nothing = duration(requests, 0)
     return {"name": name, "version": MODEL_VERSION,
-            "inference_count": int(value("digits_total")),
-            "execution_count": int(value("batch_digits_count")),
+            "inference_count": int(value("images_total")),
+            "execution_count": int(value("batch_images_count")),
             "inference_stats": {
                 "success": duration(requests, value("infer_seconds_sum")),
                 "fail": duration(value("failed_total"), 0),
@@ -218,82 +293,3 @@ def model_statistics(name, registry):
                 "compute_output": nothing,
                 "cache_hit": duration(0, 0), "cache_miss": duration(0, 0)},
             "batch_stats": []}
-
-
-# --- Running --------------------------------------------------------------------------------------
-
-
-def open_models(settings, metrics):
-    """{name: Model}; each engine has answered a first digit."""
-    models = collections.OrderedDict()
-    for name, network in settings.networks.items():
-        engine = settings.engines[name]
-        engines = Engines(engine, network, settings.device, settings.precision,
-                          settings.max_batch)
-        parameters = sum(tensor.numel() for tensor in network.net.parameters())
-        models[name] = Model(
-            name, engines, Batcher(name, engines, metrics, settings.max_waiting,
-                                   settings.max_delay),
-            FirstLayer(network.net),
-            {"name": name, "platform": engine, "engine": engines.detail,
-             "weights": network.origin, "parameters": parameters})
-    return models
-
-
-def new_event_loop():
-    """An event loop: uvloop's, which takes half the time, where that is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        loop = asyncio.new_event_loop()
-    else:
-        loop = uvloop.new_event_loop()
-    asyncio.set_event_loop(loop)
-    return loop
-
-
-def serve(settings, sock, opened, parent=None):
-    """Serve on a bound socket until SIGTERM or Ctrl-C; a second one ends it at once, status 1.
-
-    `opened(models)` is called once it serves. `parent`: a pipe to the process that watches this
-    one; the server ends when that one has gone, and leaves Ctrl-C to it.
-    """
-    set_threads(settings.threads)
-    loop = new_event_loop()
-    metrics = Metrics()
-    models = open_models(settings, metrics)
-    application = Application(settings, models, metrics)
-    server = HttpServer(application.handle, settings.names, on_answer=application.count)
-    stopped = loop.create_future()
-
-    async def stop():
-        await server.stop(STOP_SECONDS)
-        stopped.set_result(None)
-
-    def begin_to_stop():
-        if application.stopping:
-            os._exit(1)
-        application.stopping = True
-        loop.create_task(stop())
-
-    on_signal(loop, signal.SIGTERM, begin_to_stop)
-    if parent is None:
-        on_signal(loop, signal.SIGINT, begin_to_stop)
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        loop.add_reader(parent.fileno(), begin_to_stop)
-    gc.collect()
-    getattr(gc, "freeze", int)()  # Python 3.7: never look through all of torch for garbage again
-    loop.run_until_complete(server.start(sock))
-    opened(models)
-    loop.run_until_complete(stopped)
-    for model in models.values():
-        model.engines.close()
-
-
-def on_signal(loop, number, function):
-    """Call `function` on the event loop when a signal comes."""
-    if os.name == "posix":
-        loop.add_signal_handler(number, function)
-    else:
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(function))

@@ -4,15 +4,16 @@ There is no artificial delay (unless one is asked for) and no thread (one for th
 tried: a twentieth slower, and a tenth with 64 digits per request): the event loop reads all
 requests that have come, then runs one batch, then writes the answers. So batches grow by themselves
 under load, and a lone digit waits for nothing. Engines compute their whole batch size, however few
-digits are in it; so a network has engines of several sizes, timed when they are opened, and each
-batch takes the one that gives most digits per second for what waits.
+images are in it; so a network has engines of several sizes, timed when they are opened and with
+every batch since, and each batch takes the one that gives most images per second for what waits.
 
-Counted are digits, not requests. A request of more digits than a batch is cut up, and what is left
-of it goes behind the others. Knows asyncio, numpy and prometheus_client.
+Counted are images, not requests. A request of more images than a batch is cut up, and what is left
+of it goes behind the others.
 """
 
 import asyncio
 import collections
+import os
 import time
 import types
 
@@ -20,13 +21,14 @@ import numpy as np
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
-from mnist.engines.precision import judge_log_probs
+from mnist.engines.precision import judge_outputs
 from mnist.engines.registry import ENGINES, open_engine, reference_log_probs, why_not
 from mnist.errors import MNISTError, UnavailableError
 from mnist.serving.protocol import RequestError
 
 LONGEST_TURN = 0.05  # seconds in which nothing but batches is computed
 TRIAL = 0.03  # seconds in which an engine is timed for each batch size
+TRY_EVERY = 50  # calls after which one tries another engine than the best known
 
 SECONDS = (.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5)
 if hasattr(prometheus_client, "disable_created_metrics"):
@@ -52,12 +54,15 @@ class Metrics:
         self.failed = counter("failed", "Inference requests that no engine answered")
         self.queue = histogram("queue_seconds", "From a whole inference request to its first batch")
         self.engine = histogram("engine_seconds", "Time of each batch in the engine")
-        self.batches = histogram("batch_digits", "Digits of each batch", [2 ** i for i in range(9)])
-        self.digits = counter("digits", "Digits read")
-        self.waiting = Gauge("mnist_waiting_digits", "Digits that wait for an engine", ["model"],
-                             multiprocess_mode="livesum", registry=registry)
+        self.batches = histogram("batch_images", "Images of each batch", [2 ** i for i in range(9)])
+        self.images = counter("images", "Images read")
+        self.waiting = Gauge("mnist_waiting_images", "Images that wait for an engine", ["model"],
+                             registry=registry)
         self.computing = counter("request_engine_seconds", "Time of each batch in the engine, "
                                  "times the requests in it")
+        process = Gauge("mnist_process", "Which of the server's processes this is", ["pid"],
+                        registry=registry)
+        process.labels(str(os.getpid())).set(1)
 
 
 # --- Engines --------------------------------------------------------------------------------------
@@ -73,36 +78,74 @@ def batch_sizes(device, max_batch):
 
 
 class Engines:
-    """A network's engines of several batch sizes, called like one: uint8 (B, 28, 28) ->
-    float32 (B, 10), where B is a number that `take` gave. The answers may lie in a buffer that the
+    """A network's engines of several batch sizes, called like one: uint8 (B, C, H, W) ->
+    float32 (B, K), where B is a number that `take` gave. The outputs may lie in a buffer that the
     next call overwrites.
 
-    rates   digits per second of each, on full batches
-    detail  what runs, as text
+    seconds  of each one's call, as lately seen
+    detail   what runs, as text
     """
 
-    def __init__(self, name, network, device, precision, max_batch):
-        self.engines = [open_engine(name, network.net, device, precision, size, network.stem)
+    def __init__(self, name, network, device, precision, max_batch, tuning=True):
+        self.image_set = network.image_set
+        self.engines = [open_engine(name, network, device, precision, size, tuning=tuning)
                         for size in batch_sizes(device, max_batch)]
         self.max_batch = max_batch
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
-        seconds = [fastest_call(engine) for engine in self.engines]
-        self.rates = [engine.batch_size / time for engine, time in zip(self.engines, seconds)]
+        self.seconds = [fastest_call(engine) for engine in self.engines]
+        self.calls = 0
+        self.choose_again()
 
-        def best(waiting):  # it may leave some of them to the next batch
+    @property
+    def rates(self):
+        """Images per second of each engine, on full batches."""
+        return [engine.batch_size / time for engine, time in zip(self.engines, self.seconds)]
+
+    def choose_again(self):
+        """Which engine is best for each number of images that wait: the one that reads most per
+        second, though it may leave some of them to the next batch."""
+        def best(waiting):
             rates = [min(waiting, engine.batch_size) / time
-                     for engine, time in zip(self.engines, seconds)]
-            return self.engines[rates.index(max(rates))]
+                     for engine, time in zip(self.engines, self.seconds)]
+            return rates.index(max(rates))
 
-        self.best = [None] + [best(waiting) for waiting in range(1, max_batch + 1)]
+        self.best = [None] + [best(waiting) for waiting in range(1, self.max_batch + 1)]
 
     def take(self, waiting):
-        """How many of the waiting digits the next call should have."""
+        """How many of the waiting images the next call should have."""
         waiting = min(waiting, self.max_batch)
-        return min(waiting, self.best[waiting].batch_size)
+        return min(waiting, self.engines[self.best[waiting]].batch_size)
 
     def __call__(self, images):
-        return self.best[len(images)](images)
+        """Run the best engine, and learn from the time that full batches take: the trial at the
+        start may have been made on a busy machine. Now and then another one is tried."""
+        self.calls += 1
+        if self.calls % TRY_EVERY == 0:
+            return self.try_another(images)
+        index = self.best[len(images)]
+        start = time.perf_counter()
+        outputs = self.engines[index](images)
+        if len(images) == self.engines[index].batch_size:
+            self.learn(index, time.perf_counter() - start)
+        return outputs
+
+    def try_another(self, images):
+        """Run the next of the engines that are large enough, on a full batch."""
+        larger = [index for index, engine in enumerate(self.engines)
+                  if engine.batch_size >= len(images)]
+        index = larger[self.calls // TRY_EVERY % len(larger)]
+        full = np.resize(images, (self.engines[index].batch_size,) + images.shape[1:])
+        start = time.perf_counter()
+        outputs = self.engines[index](full)
+        self.learn(index, time.perf_counter() - start)
+        self.choose_again()
+        return outputs[:len(images)]
+
+    def learn(self, index, seconds):
+        """A call of an engine took so long. Other programs make calls slower, never quicker: a
+        quick one is believed, slow ones little by little."""
+        weight = 1 if seconds < self.seconds[index] else 0.02
+        self.seconds[index] += weight * (seconds - self.seconds[index])
 
     def close(self):
         for engine in self.engines:
@@ -111,7 +154,7 @@ class Engines:
 
 def fastest_call(engine):
     """The seconds of an engine's fastest call on a full batch, of as many as fit into TRIAL."""
-    images = np.zeros((engine.batch_size, 28, 28), np.uint8)
+    images = np.zeros((engine.batch_size,) + engine.image_set.shape, np.uint8)
     engine(images)  # the first one sets it up
     seconds = []
     end = time.perf_counter() + TRIAL
@@ -122,44 +165,58 @@ def fastest_call(engine):
     return min(seconds)
 
 
+def usable_engines(device, precision):
+    """The names of the engines that can serve here."""
+    return [name for name, kind in ENGINES.items()
+            if not kind.on_request and kind.name != "usual-loop"
+            and not why_not(name, device, precision)]
+
+
+def first_engine(device, precision):
+    """The name of an engine that can serve here. Raises UnavailableError where none can."""
+    for name in usable_engines(device, precision):
+        return name
+    raise UnavailableError(f"no engine can run {precision} on {device} here")
+
+
 def choose_engine(network, device, precision, max_batch):
-    """The name of the engine that is fastest here for a server, and the trial as text.
+    """(name, `Engines`, the trial as text) of the engine that is fastest here for a server.
 
     Each of this machine's is tried for a moment; the fastest is that with the highest geometric
     mean of its rates over all batch sizes, since a server meets small batches and large ones. One
-    that answers otherwise than the reference isn't taken. Raises UnavailableError where none can
-    run.
+    whose outputs are wrong isn't taken. Raises UnavailableError where none can run.
     """
-    images = np.random.RandomState(0).randint(0, 256, (max_batch, 28, 28)).astype(np.uint8)
-    reference = reference_log_probs(network.net, images)
-    rates, report = {}, []
-    for name, kind in ENGINES.items():
-        if kind.on_request or hasattr(kind.open, "loop") or why_not(name, device, precision):
-            continue
+    shape = (max_batch,) + network.image_set.shape
+    images = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
+    reference = reference_log_probs(network, images)
+    best, report = (0, None, None), []
+    for name in usable_engines(device, precision):
         try:
             engines = Engines(name, network, device, precision, max_batch)
         except MNISTError as error:
             report.append(f"{name} can't be opened ({str(error).splitlines()[0]})")
             continue
-        _, wrong = judge_log_probs(engines.engines[-1](images), reference, precision)
-        if wrong:
-            report.append(f"{name} {wrong}")
-        else:
-            rates[name] = np.exp(np.mean(np.log(engines.rates)))
-            report.append(f"{name} {engines.rates[0]:,.0f} to {max(engines.rates):,.0f}")
-        engines.close()
-    if not rates:
+        _, wrong = judge_outputs(network.image_set, engines.engines[-1](images), reference,
+                                 precision)
+        rate = 0 if wrong else np.exp(np.mean(np.log(engines.rates)))
+        report.append(f"{name} {wrong}" if wrong else
+                      f"{name} {engines.rates[0]:,.0f} to {max(engines.rates):,.0f}")
+        if rate > best[0]:
+            best, engines = (rate, name, engines), best[2]
+        if engines:
+            engines.close()
+    _, name, engines = best
+    if not engines:
         raise UnavailableError(f"no engine can run {precision} on {device} here"
                                + "".join("\n" + line for line in report))
-    best = max(rates, key=rates.get)
-    return best, f"{best} (auto; digits/s at batch 1 to {max_batch}: {', '.join(report)})"
+    return name, engines, f"{name} (auto; images/s at batch 1 to {max_batch}: {', '.join(report)})"
 
 
 # --- The queue ------------------------------------------------------------------------------------
 
 
 class Job:
-    """One request's digits on their way: `images` uint8 (N, 28, 28), `log_probs` float32 (N, 10).
+    """One request's images on their way: `images` uint8 (N, C, H, W), `log_probs` float32 (N, K).
 
     When all are there `done(job)` is called, with `job.error` set where there are none.
     """
@@ -170,7 +227,7 @@ class Job:
     def __init__(self, images, done, timeout=None):
         self.images, self.done = images, done
         self.log_probs = self.error = None
-        self.taken = 0  # digits that have been in a batch
+        self.taken = 0  # images that have been in a batch
         self.cancelled = False
         self.arrived = time.perf_counter()
         self.deadline = self.arrived + timeout if timeout else None
@@ -180,7 +237,7 @@ class Job:
 class Batcher:
     """The queue before one network's engines (an `Engines`), on one event loop.
 
-    `max_waiting`: requests are refused while so many digits wait. `max_delay`: seconds that a
+    `max_waiting`: requests are refused while so many images wait. `max_delay`: seconds that a
     batch which isn't full waits for more.
     """
 
@@ -188,20 +245,20 @@ class Batcher:
         self.engines, self.max_waiting, self.max_delay = engines, max_waiting, max_delay
         self.loop = asyncio.get_event_loop()
         self.jobs = collections.deque()
-        self.waiting = 0  # digits
+        self.waiting = 0  # images
         self.ended = time.perf_counter()  # the last batch
         self.scheduled = None
-        self.staging = np.zeros((engines.max_batch, 28, 28), np.uint8)
+        self.staging = np.zeros((engines.max_batch,) + engines.image_set.shape, np.uint8)
         self.healthy = True  # opening the engines had them answer; false while they fail
         labelled = {name: getattr(metrics, name).labels(model) for name in (
-            "digits", "batches", "waiting", "queue", "engine", "answered", "failed", "computing")}
+            "images", "batches", "waiting", "queue", "engine", "answered", "failed", "computing")}
         self.metrics = types.SimpleNamespace(**labelled)
 
     def submit(self, job):
         """Take a job. Raises RequestError, 503, where too much waits already."""
         if self.waiting >= self.max_waiting:
             self.metrics.failed.inc()
-            raise RequestError(f"{self.waiting} digits are waiting already; try again later", 503,
+            raise RequestError(f"{self.waiting} images are waiting already; try again later", 503,
                                retry_after="1")
         self.jobs.append(job)
         self.waiting += len(job.images)
@@ -214,11 +271,25 @@ class Batcher:
             self.waiting -= len(job.images) - job.taken
             self.metrics.failed.inc()
 
-    async def read(self, images):
-        """The answers to uint8 (N, 28, 28): float32 (N, 10)."""
+    async def read(self, images, timeout=None, receive=None):
+        """The outputs, float32 (N, K), of uint8 (N, C, H, W).
+
+        timeout  seconds after which it is too late to begin
+        receive  ASGI's function, by which a client that has gone is noticed while much waits
+
+        Raises RequestError, the engine's error, or ConnectionError where the client has gone.
+        """
         future = self.loop.create_future()
-        self.submit(Job(images, future.set_result))
-        job = await future
+        job = Job(images, lambda job: future.cancelled() or future.set_result(job), timeout)
+        self.submit(job)
+        if receive and self.waiting > self.engines.max_batch:
+            gone = asyncio.ensure_future(receive())
+            await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                self.cancel(job)
+                raise ConnectionError("the client has gone")
+            gone.cancel()
+        await future
         if job.error:
             raise job.error
         return job.log_probs
@@ -299,7 +370,7 @@ class Batcher:
         ended = time.perf_counter()
         self.metrics.engine.observe(ended - began)
         self.metrics.batches.observe(number)
-        self.metrics.digits.inc(number)
+        self.metrics.images.inc(number)
         self.metrics.computing.inc((ended - began) * len(parts))
         position = 0
         for job, start, stop in parts:
@@ -312,7 +383,7 @@ class Batcher:
             job.log_probs = log_probs.copy()
         else:
             if job.log_probs is None:
-                job.log_probs = np.empty((len(job.images), 10), np.float32)
+                job.log_probs = np.empty((len(job.images),) + log_probs.shape[1:], np.float32)
             job.log_probs[start:stop] = log_probs
         if stop == len(job.images):
             self.metrics.queue.observe(job.queued)

@@ -1,8 +1,7 @@
-"""What the page in the browser asks for beside the inference protocol: itself, a drawing made a
-digit, test digits, and the first layer of a network.
+"""What the page in the browser asks for beside the inference protocol: itself, a picture made an
+image, test images, and the first layer of a network.
 """
 
-import asyncio
 import base64
 import functools
 import hashlib
@@ -11,102 +10,117 @@ import re
 
 import numpy as np
 
-from mnist.datasets.drawing import digit_from_drawing
-from mnist.datasets.image_set import normalise
-from mnist.errors import MNISTError
-from mnist.serving.http1 import BINARY, HTML
+from mnist.datasets.drawing import digit_from_picture, is_drawable, read_picture
+from mnist.datasets.folder import to_shape
+from mnist.errors import MNISTError, UnavailableError
+from mnist.models.features import convolutions, maps_of
 from mnist.serving.protocol import RequestError
-from MNISTdsource import load_split
+from mnist.serving.requests import Response, as_json
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page.html")
 LARGEST_DRAWING = 2048  # pixels along a side
+HTML = b"text/html; charset=utf-8"
 
 
 class PageRoutes:
-    """Answers the page. `models`: {name: `Model`}; `data_dir`: where MNIST is, which is
-    used where it is already there, never fetched."""
+    """Answers the page.
 
-    def __init__(self, models, data_dir):
-        self.models = models
-        self.loop = asyncio.get_event_loop()
+    models       {name: `mnist.serving.app.Model`}
+    test_images  {image set's name: (its test images, their targets)}, as far as they are here
+    """
+
+    def __init__(self, models, test_images):
+        self.models, self.test_images = models, test_images
         self.page, self.page_headers = load_page()
-        try:
-            self.images, self.targets = load_split("test", data_dir, download=False)
-        except MNISTError:
-            self.images, self.targets = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
 
     def routes(self):
-        """{path: {method: function of a request}}."""
-        routes = {
-            "/": {"GET": self.give_page},
-            "/page/about": {"GET": self.about},
-            "/page/prepare": {"POST": self.prepare},
-            "/page/test": {"GET": self.test_digit},
-        }
+        """{path: {method: function of a request, and for POST of its body}}."""
+        routes = {"/": {"GET": self.give_page}, "/page/about": {"GET": self.about}}
         for model in self.models.values():
             path = "/page/models/" + model.name
-            routes[path + "/layer"] = {"POST": functools.partial(self.layer, model)}
-            routes[path + "/mistake"] = {"GET": functools.partial(self.mistake, model)}
+            for name, method, function in (("picture", "POST", self.picture),
+                                           ("drawing", "POST", self.drawing),
+                                           ("layer", "POST", self.layer),
+                                           ("test", "GET", self.test_image),
+                                           ("mistake", "GET", self.mistake)):
+                routes[f"{path}/{name}"] = {method: functools.partial(function, model)}
         return routes
 
     def give_page(self, request):
-        request.answer(self.page, HTML, headers=self.page_headers)
+        return Response(self.page, HTML, headers=self.page_headers)
 
     def about(self, request):
-        """What the page needs to know: the models, and how many test digits there are."""
-        request.answer_json({"models": [model.facts for model in self.models.values()],
-                             "digits": len(self.images)})
+        """What the page needs to know of the models."""
+        return as_json({"models": [dict(
+            model.facts, drawable=is_drawable(model.network.image_set),
+            test_images=len(self.images_of(model)[0])) for model in self.models.values()]})
 
-    def prepare(self, request):
-        """The digit in a drawing: grey levels, width × height bytes, to 28 × 28; 204 if empty."""
+    def images_of(self, model):
+        """(images, targets) to test a model on; empty ones where there are none here."""
+        image_set = model.network.image_set
+        nothing = np.zeros((0,) + image_set.shape, np.uint8), np.zeros(0, np.int64)
+        return self.test_images.get(image_set.name, nothing)
+
+    async def picture(self, model, request, body):
+        """The image in a picture's bytes, a file of any kind."""
+        request.kind = "page"
+        try:
+            return self.prepared(model, read_picture(bytes(body)))
+        except UnavailableError as error:
+            raise RequestError(str(error), 501) from error
+        except MNISTError as error:
+            raise RequestError(str(error)) from error
+
+    async def drawing(self, model, request, body):
+        """The image in a drawing: grey levels, width × height bytes."""
         request.kind = "page"
         width, height = (number(request, name, LARGEST_DRAWING) for name in ("width", "height"))
-        if not width or len(request.body) != width * height:
+        if not width or len(body) != width * height:
             raise RequestError("the body is width × height grey levels")
-        drawing = np.frombuffer(request.body, np.uint8).reshape(height, width)
-        digit = digit_from_drawing(drawing)
-        if digit is None:
-            request.answer(b"", BINARY, 204)
-        else:
-            request.answer(digit.tobytes(), BINARY)
+        return self.prepared(model, np.frombuffer(body, np.uint8).reshape(height, width))
 
-    def layer(self, model, request):
-        """The first layer's filters, and its maps of a digit, 784 grey levels."""
+    def prepared(self, model, picture):
+        """A picture as the model takes it, and what there is to say of it."""
+        image_set = model.network.image_set
+        if not is_drawable(image_set):
+            return as_json({"image": encode(to_shape(picture, image_set.shape)), "note": ""})
+        digit = digit_from_picture(picture)
+        return as_json({"image": None if digit.image is None else encode(digit.image),
+                        "note": digit.note})
+
+    async def layer(self, model, request, body):
+        """The first layer's filters, and its maps of an image."""
         request.kind = "page"
-        if len(request.body) != 784:
-            raise RequestError("the body is a digit, 784 grey levels")
-        if model.first_layer.layer is None:
+        shape = model.network.image_set.shape
+        if len(body) != int(np.prod(shape)):
+            raise RequestError(f"the body is an image, {int(np.prod(shape))} bytes")
+        if model.first_layer is None:
             raise RequestError(f"{model.name} has no first layer of filters", 404)
-        digit = np.frombuffer(request.body, np.uint8).reshape(28, 28)
-        request.answer_json(model.first_layer.show(digit))
+        image = np.frombuffer(body, np.uint8).reshape(shape)
+        return as_json(show_layer(model.network, model.first_layer, image))
 
-    def test_digit(self, request):
-        """A test digit with its label, by its index."""
+    def test_image(self, model, request):
+        """A test image with its target, by its index."""
         request.kind = "page"
-        index = number(request, "index", len(self.images) - 1)
-        request.answer_json({"index": index, "label": int(self.targets[index]),
-                             "digit": encode(self.images[index])})
+        images, targets = self.images_of(model)
+        index = number(request, "index", len(images) - 1)
+        return as_json({"index": index, "target": targets[index].tolist(),
+                        "image": encode(images[index])})
 
-    def mistake(self, model, request):
-        """The index of the first test digit after another that the model reads wrongly, or null."""
+    async def mistake(self, model, request):
+        """The index of the first test image after another that the model misreads, or null."""
         request.kind = "page"
-        after = number(request, "after", len(self.images) - 1)
-        task = self.loop.create_task(self.find_mistake(request, model, after))
-        request.on_gone = task.cancel
-
-    async def find_mistake(self, request, model, after):
-        try:
-            order = np.roll(np.arange(len(self.images)), -after - 1)
-            for start in range(0, len(order), model.engines.max_batch):
-                chosen = order[start:start + model.engines.max_batch]
-                log_probs = await model.batcher.read(self.images[chosen])
-                wrong = chosen[log_probs.argmax(1) != self.targets[chosen]]
-                if len(wrong):
-                    request.answer_json({"index": int(wrong[0])})
-                    return
-            request.answer_json({"index": None})
-        except Exception as error:
-            request.refuse(error)
+        images, targets = self.images_of(model)
+        after = number(request, "after", len(images) - 1)
+        order = np.roll(np.arange(len(images)), -after - 1)
+        size = model.batcher.engines.max_batch
+        for start in range(0, len(order), size):
+            chosen = order[start:start + size]
+            outputs = await model.batcher.read(images[chosen])
+            wrong = chosen[outputs.argmax(1) != targets[chosen]]
+            if len(wrong):
+                return as_json({"index": int(wrong[0])})
+        return as_json({"index": None})
 
 
 def number(request, name, largest):
@@ -130,35 +144,31 @@ def load_page():
         for content in re.findall(f"<{tag}>(.*?)</{tag}>".encode(), page, re.DOTALL):
             digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
             rules.append(f"{tag}-src 'sha256-{digest}'")
-    return page, [(b"Content-Security-Policy", "; ".join(rules).encode()),
-                  (b"Referrer-Policy", b"no-referrer"), (b"X-Frame-Options", b"DENY")]
+    return page, [(b"content-security-policy", "; ".join(rules).encode()),
+                  (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 
 
 # --- The first layer ------------------------------------------------------------------------------
 
 
-class FirstLayer:
-    """The first convolution of a network that reads the digit itself: its filters and maps.
+def first_layer(network):
+    """The `mnist.models.features.Layer` of the first convolution that reads the image; or None."""
+    layers = convolutions(network.net, network.image_set.shape)
+    return next((layer for layer in layers if layer.filters is not None), None)
 
-    `layer` is a `mnist.models.features.Layer`, or None where the network has none.
-    """
 
-    def __init__(self, net):
-        from mnist.models.features import convolutions
-        self.net = net
-        self.layer = next((layer for layer in convolutions(net) if layer.filters is not None), None)
+def show_layer(network, layer, image):
+    """The filters and the maps of an image, uint8 (C, H, W), as JSON takes them: each a shape and
+    base64 of bytes, 128 standing for 0."""
+    import torch
 
-    def show(self, digit):
-        """The filters and the maps of a digit, uint8 (28, 28), as JSON takes them: each a shape
-        and base64 of bytes, 128 standing for 0."""
-        import torch
-
-        from mnist.models.features import maps_of
-        from MNISTmodel import calls
-        with torch.no_grad():
-            made, _ = calls(self.net, torch.from_numpy(normalise(digit[np.newaxis])), copied=True)
-        maps = maps_of(made, self.layer.module).maps
-        return {"filters": grey_pictures(self.layer.filters), "maps": grey_pictures(maps)}
+    from MNISTmodel import calls
+    x = network.image_set.normalise(image[np.newaxis])
+    with torch.no_grad():
+        made, _ = calls(network.net, torch.from_numpy(x), copied=True)
+    maps = maps_of(made, layer.module).maps
+    filters = layer.filters.mean(1)  # of a colour filter the mean of its channels
+    return {"filters": grey_pictures(filters), "maps": grey_pictures(maps)}
 
 
 def grey_pictures(values):

@@ -1,8 +1,9 @@
 """A model repository for Triton, whose clients see what they see here.
 
 One folder for each network and precision, as ONNX that takes bytes like this server (uint8
-(batch, 28, 28)), and one for each TensorRT engine that was built of it, which takes what the engine
-takes. Sources: Triton's docs/user_guide/model_repository.md and model_configuration.md. Knows onnx.
+(batch, C, H, W), or (batch, H, W) where C is 1), and one for each TensorRT engine that was built of
+it, which takes what the engine takes. Sources: Triton's docs/user_guide/model_repository.md and
+model_configuration.md.
 """
 
 import glob
@@ -18,6 +19,7 @@ from mnist.engines.onnx_export import check_onnx
 from mnist.errors import MNISTError, UnavailableError, package_missing, warn
 from mnist.files import digest
 from mnist.models.weights import weights_digest
+from mnist.serving.protocol import wire_shape
 
 PRECISIONS = ("fp32", "int8")
 MAX_BATCH = 64
@@ -28,9 +30,9 @@ name: "{name}"
 backend: "{backend}"
 max_batch_size: {max_batch}
 input [ {{ name: "image" data_type: {datatype} dims: [ {dims} ] }} ]
-output [ {{ name: "log_probs" data_type: TYPE_FP32 dims: [ {answers} ]
+output [ {{ name: "{output}" data_type: TYPE_FP32 dims: [ {outputs} ]
   label_filename: "labels.txt" }} ]
-{batching}model_warmup [ {{ name: "a digit" {batch}inputs {{ key: "image"
+{batching}model_warmup [ {{ name: "an image" {batch}inputs {{ key: "image"
   value {{ data_type: {datatype} dims: [ {dims} ] zero_data: true }} }} }} ]
 """
 BATCHING = f"""\
@@ -54,10 +56,10 @@ docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD":/models:ro \\
   nvcr.io/nvidia/tritonserver:VERSION tritonserver --model-repository=/models
 ```
 
-The clients of `ServeMNIST.py` work unchanged: same names, same shapes, same port. One digit:
+The clients of `ServeMNIST.py` work unchanged: same names, same shapes, same port. One image:
 
 ```
-head -c 784 /dev/zero | curl -s --data-binary @- -H "Inference-Header-Content-Length: 0" \\
+head -c {pixels} /dev/zero | curl -s --data-binary @- -H "Inference-Header-Content-Length: 0" \\
   http://127.0.0.1:8000/v2/models/{first}/infer | strings
 ```
 
@@ -104,8 +106,10 @@ def export_repository(folder, networks):
     try:
         lines = [line for name, network in networks.items()
                  for line in export_network(whole, name, network)]
-        write(whole, "README.md", README.format(models="\n".join("- " + line for line in lines),
-                                                first=next(iter(networks))))
+        first, network = next(iter(networks.items()))
+        write(whole, "README.md", README.format(
+            models="\n".join("- " + line for line in lines), first=first,
+            pixels=int(np.prod(network.image_set.shape))))
         os.chmod(whole, 0o755)  # mkdtemp makes it private; Triton runs as another user
         if os.path.isdir(folder):
             os.rmdir(folder)
@@ -120,18 +124,20 @@ def export_repository(folder, networks):
 
 def export_network(folder, name, network):
     """Write all models of one network; gives a line about each."""
+    image_set = network.image_set
     for precision in PRECISIONS:
         try:
-            graph = network_graph(network.net, precision, network.stem)
+            graph = network_graph(network, precision)
         except UnavailableError as error:
             if precision == "fp32":
                 raise
             warn(f"{name} is not exported in {precision}: {error}")
             continue
-        checked = check_onnx(graph, network.net, precision)
+        checked = check_onnx(graph, network, precision)
         model = name if precision == "fp32" else f"{name}_{precision}"
-        write(folder, f"{model}/1/model.onnx", takes_bytes(graph))
-        write_config(folder, model, "onnxruntime", MAX_BATCH, "TYPE_UINT8", "28, 28")
+        write(folder, f"{model}/1/model.onnx", takes_bytes(graph, image_set))
+        write_config(folder, model, image_set, "onnxruntime", MAX_BATCH, "TYPE_UINT8",
+                     wire_shape(image_set))
         yield f"`{model}`: {network.origin}, ONNX, {precision}; {checked}"
     for path, record in built_engines(network):
         smallest, largest = record["batches"]
@@ -139,10 +145,9 @@ def export_network(folder, name, network):
             str(largest) if smallest == largest else f"{smallest}to{largest}")
         with open(path, "rb") as file:
             write(folder, f"{model}/1/model.plan", file.read())
-        fixed = smallest == largest  # its batch is part of its shape
-        write_config(folder, model, "tensorrt", 0 if fixed else largest, "TYPE_FP32",
-                     f"{largest}, 1, 28, 28" if fixed else "1, 28, 28",
-                     f"{largest}, 10" if fixed else "10")
+        batch = (largest,) if smallest == largest else ()  # then it is part of its shape
+        write_config(folder, model, image_set, "tensorrt", 0 if batch else largest, "TYPE_FP32",
+                     batch + tuple(image_set.shape), batch)
         yield (f"`{model}`: {os.path.basename(path)}, TensorRT {record['tensorrt_version']} for "
                f"{record['gpu']}, {record['precision']}")
 
@@ -167,33 +172,35 @@ def built_engines(network):
             yield path, record
 
 
-def takes_bytes(graph):
-    """An ONNX file like `network_graph` gives, with `image` as uint8 (batch, 28, 28)."""
+def takes_bytes(graph, image_set):
+    """An ONNX file like `network_graph` gives, with `image` as uint8 of the `wire_shape`."""
     import onnx
     from onnx import numpy_helper
     model = onnx.load_model_from_string(graph)
     for node in model.graph.node:
-        node.input[:] = ["grey" if name == "image" else name for name in node.input]
+        node.input[:] = ["pixels" if name == "image" else name for name in node.input]
     old = model.graph.input[0]
     batch = old.type.tensor_type.shape.dim[0].dim_param
+    shape = wire_shape(image_set)
     old.CopyFrom(onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8,
-                                                    [batch, 28, 28]))
-    axis = numpy_helper.from_array(np.array([1], np.int64), "channel_axis")
-    model.graph.initializer.append(axis)
-    for node in (onnx.helper.make_node("Unsqueeze", ["numbers", "channel_axis"], ["grey"]),
+                                                    [batch] + list(shape)))
+    whole = numpy_helper.from_array(np.array((-1,) + tuple(image_set.shape), np.int64), "whole")
+    model.graph.initializer.append(whole)
+    for node in (onnx.helper.make_node("Reshape", ["numbers", "whole"], ["pixels"]),
                  onnx.helper.make_node("Cast", ["image"], ["numbers"], to=onnx.TensorProto.FLOAT)):
         model.graph.node.insert(0, node)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
 
-def write_config(folder, model, backend, max_batch, datatype, dims, answers="10"):
+def write_config(folder, model, image_set, backend, max_batch, datatype, shape, batch=()):
     """Write a model's config.pbtxt and its labels."""
-    write(folder, f"{model}/labels.txt", "".join(f"{digit}\n" for digit in range(10)))
+    write(folder, f"{model}/labels.txt", "".join(f"{name}\n" for name in image_set.classes))
     write(folder, f"{model}/config.pbtxt", CONFIG.format(
-        name=model, backend=backend, max_batch=max_batch, datatype=datatype, dims=dims,
-        answers=answers, batching=BATCHING if max_batch else "",
-        batch="batch_size: 1 " if max_batch else ""))
+        name=model, backend=backend, max_batch=max_batch, datatype=datatype,
+        dims=", ".join(map(str, shape)), output=image_set.output_name,
+        outputs=", ".join(map(str, batch + (image_set.outputs,))),
+        batching=BATCHING if max_batch else "", batch="batch_size: 1 " if max_batch else ""))
 
 
 def write(folder, path, content):

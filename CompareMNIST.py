@@ -22,7 +22,7 @@ import sys
 import time
 
 from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
-from mnist.errors import UnavailableError, describe_error
+from mnist.errors import UnavailableError, describe_error, warn
 from mnist.files import check_writable
 
 
@@ -79,44 +79,54 @@ def parse_arguments():
 
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
+    from mnist.bench.processes import Processes
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
     from mnist.bench.tables import add_speed_ups, format_comparison, publish
-    from mnist.engines.registry import reference_log_probs, set_threads
+    from mnist.engines.registry import set_threads
     from MNISTdsource import calibration_images, load_images
-
     deadline = time.perf_counter() + arguments.seconds
     wanted = wanted_engines(arguments)
     networks = load_networks(arguments)
     threads = set_threads(arguments.threads)
     image_set = the_image_set(networks)
     data = load_images(image_set, "test", arguments.data, arguments.data_dir, arguments.limit)
-    images, targets = data.images, data.targets
-    references = {network: reference_log_probs(network, images) for network in networks}
-
+    references = make_references(networks, data.images)
+    calibration = functools.partial(calibration_images, image_set, arguments.data,
+                                    arguments.data_dir)
     others = OtherPrograms()
-    options = {"tuning": not arguments.no_tuning, "calibration": functools.partial(
-        calibration_images, image_set, arguments.data, arguments.data_dir)}
-    entries = [(start(network, images, combination, batch_size, arguments.memory, options), network)
-               for combination in wanted for network in networks
-               for batch_size in arguments.batch_size]
-    stopwatches = [entry for entry, _ in entries if not isinstance(entry, dict)]
-    interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    used_by_others = others.share()
-    rows = [entry if isinstance(entry, dict)
-            else entry.row(targets, references[network], arguments.repeat)
-            for entry, network in entries]
-    close_all(stopwatches)
+    with Processes(data.images) as processes:
+        entries = [(start(processes, network, combination, batch_size, calibration, arguments),
+                    network)
+                   for combination in wanted for network in networks
+                   for batch_size in arguments.batch_size]
+        stopwatches = [entry for entry, _ in entries if not isinstance(entry, dict)]
+        interrupted = take_turns(stopwatches, arguments.repeat, deadline)
+        rows = [entry if isinstance(entry, dict)
+                else references[network].row(entry, data.targets, arguments.repeat)
+                for entry, network in entries]
+        used_by_others = others.share(processes.cpu_seconds())
     add_speed_ups(rows)
     settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     record = make_record(settings, rows, used_by_others)
+    wrong = [network.name for network in networks if references[network].problem]
     try:
         return publish(record, arguments.json, format_comparison(record, arguments.markdown),
-                       interrupted)
+                       interrupted) or int(bool(wrong))
     finally:
         if arguments.plot:
             from mnist.bench.plots import save_plot
             save_plot(arguments.plot, [record])
+
+
+def make_references(networks, images):
+    """{network: its `Reference`}; where torch computes wrongly here, that is said."""
+    from mnist.bench.reference import Reference
+    references = {network: Reference(network, images) for network in networks}
+    for network, reference in references.items():
+        if reference.problem:
+            warn(f"{network.name}: {reference.problem}")
+    return references
 
 
 def load_networks(arguments):
@@ -169,43 +179,34 @@ def wanted_engines(arguments):
     return wanted
 
 
-def start(network, images, combination, batch_size, memory, options):
-    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had.
-
-    `options`: see `mnist.engines.registry.open_engine`.
-    """
-    from mnist.bench.stopwatch import Stopwatch, empty_row
-    from mnist.engines.registry import open_engine, why_not
+def start(processes, network, combination, batch_size, calibration, arguments):
+    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had."""
+    from mnist.bench.processes import make_request
+    from mnist.bench.stopwatch import empty_row
+    from mnist.engines.registry import why_not
     name, device, precision = combination
     facts = {"network": network.name, "weights": network.origin}
-    settings = {"memory": memory} if name == "tensorrt" else {}
-    status, reason = "skipped", why_not(name, device, precision, **settings)
+    memory = {"memory": arguments.memory} if name == "tensorrt" else {}
+    status, reason = "skipped", why_not(name, device, precision, **memory)
     if not reason:
-        started = time.perf_counter()
+        what = f"{network.name}: {name} {device} {precision} batch {batch_size}"
+        print(f"{what}: opening", file=sys.stderr, flush=True)
+        # On a GPU, where each would take hundreds of megabytes, all engines of a kind share one.
+        key = (name, device) if device == "cuda" else (combination, batch_size, network.path)
         try:
-            engine = open_engine(name, network, device, precision, batch_size, **settings,
-                                 **options)
-            seconds = time.perf_counter() - started
-            print(f"{network.name}: {name} {device} {precision} batch {batch_size}: ready after "
-                  f"{seconds:.1f} s ({engine.detail})", file=sys.stderr, flush=True)
-            return Stopwatch(engine, images, prepare_s=seconds,
-                             tuning=getattr(engine, "tuning", None), **facts)
+            request = make_request(network, combination, batch_size, calibration,
+                                   arguments.trust_pickle, tuning=not arguments.no_tuning,
+                                   threads=arguments.threads, **memory)
+            stopwatch = processes.open(key, request, **facts)
+            print(f"{what}: ready after {stopwatch.engine.prepare_s:.1f} s "
+                  f"({stopwatch.engine.detail})", file=sys.stderr, flush=True)
+            return stopwatch
         except UnavailableError as error:
             reason = str(error)
         except Exception as error:  # whatever breaks one engine, the others still run
             status, reason = "failed", describe_error(error)
-    return dict(empty_row(name, device, precision, batch_size, len(images), status,
+    return dict(empty_row(name, device, precision, batch_size, len(processes.images), status,
                           " ".join(reason.split()), **facts), passes=0)
-
-
-def close_all(stopwatches):
-    """Give every engine's memory back; a broken one may fail in that too, which is no news."""
-    for stopwatch in stopwatches:
-        try:
-            stopwatch.engine.close()
-        except Exception:
-            if not stopwatch.failure:
-                raise
 
 
 # --- Several records ------------------------------------------------------------------------------

@@ -284,13 +284,14 @@ def add_times(workshop, rows):
     from mnist.engines.registry import ENGINES, open_engine, why_not
     stopwatches = []
     wanted = [(row, kind.name, device, batch_size) for row in rows for kind in ENGINES.values()
-              if not kind.on_request and kind.name != "usual-loop" for device in kind.precisions
+              if not kind.on_request and not kind.is_baseline for device in kind.precisions
               if not why_not(kind.name, device, row["precision"]) for batch_size in BATCHES]
     for done, (row, name, device, batch_size) in enumerate(wanted):
         show_progress(done / len(wanted), "opening engines")
         network = workshop.network(METHODS[row["method"]].made_of)
         engine = open_engine(name, network, device, row["precision"], batch_size,
-                             workshop.calibration, tuning=not workshop.arguments.no_tuning)
+                             workshop.calibration, not workshop.arguments.no_tuning,
+                             workshop.arguments.threads)
         stopwatches.append((row, Stopwatch(engine, workshop.test.images[:TIMED])))
     take_turns([stopwatch for _, stopwatch in stopwatches], workshop.arguments.repeat)
     for row, stopwatch in stopwatches:

@@ -10,7 +10,6 @@ its keys.
 """
 
 import functools
-import os
 import time
 
 from mnist.cli import add_flags, make_parser, run_program
@@ -25,13 +24,15 @@ class Reader:
         import numpy as np
 
         from mnist.engines.registry import choose_device, open_engine, set_threads
+        from mnist.machine import usable_cpus
 
-        set_threads(max(1, os.cpu_count() - 1))  # one is the window's
+        threads = set_threads(max(1, usable_cpus() - 1))  # one is the window's
         self.network = open_network(options)
         device = choose_device(options.device, options.engine, options.precision)
         # A drawing comes alone, and an engine of a larger batch would compute all of it.
         self.engine, self.batch_engine = (
-            open_engine(options.engine, self.network, device, options.precision, batch_size)
+            open_engine(options.engine, self.network, device, options.precision, batch_size,
+                        threads=threads)
             for batch_size in (1, self.batch_size))
         self.look(np.zeros(self.network.image_set.shape, np.uint8))  # the first call is a slow one
 

@@ -19,7 +19,7 @@ import shlex
 import time
 
 from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
-from mnist.errors import MNISTError, UnavailableError
+from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable
 
 
@@ -117,12 +117,14 @@ def calibration(arguments, network):
 
 def time_engines(arguments, network, data, deadline):
     """Time every engine asked for, as InferenceMNIST.py does; gives the exit status."""
+    from mnist.bench.reference import Reference
     from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
     from mnist.bench.tables import publish
-    from mnist.engines.registry import reference_log_probs
 
     images, targets = data.images, data.targets
-    reference = reference_log_probs(network, images)
+    reference = Reference(network, images)
+    if reference.problem:
+        warn(reference.problem)
     others = OtherPrograms()
     stopwatches = []
     for engine, path in open_engines(arguments, network, images):
@@ -131,12 +133,12 @@ def time_engines(arguments, network, data, deadline):
         print(f"{path}: {engine.detail}\n  for a second opinion: "
               + trtexec_line(path, engine.batch_size, network.image_set.shape), flush=True)
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
+    rows = [reference.row(stopwatch, targets, arguments.repeat) for stopwatch in stopwatches]
     used_by_others = others.share()
     settings = {"data": data.source, "data_sha256": data.digest, "dynamic": arguments.dynamic,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     return publish(make_record(settings, rows, used_by_others), arguments.json,
-                   interrupted=interrupted)
+                   interrupted=interrupted) or int(bool(reference.problem))
 
 
 def open_engines(arguments, network, images):

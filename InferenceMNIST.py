@@ -15,6 +15,7 @@ every engine of this machine side by side CompareMNIST.py.
 import time
 
 from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.errors import warn
 from mnist.files import check_writable
 
 
@@ -32,9 +33,16 @@ def main():
         from mnist.bench.plots import check_plot
         check_plot("--mistakes", arguments.mistakes)
 
-    from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
+    return time_network(arguments)
+
+
+def time_network(arguments):
+    """Time each batch size in a process of its own; gives the exit status."""
+    from mnist.bench.processes import Processes, make_request
+    from mnist.bench.reference import Reference
+    from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
     from mnist.bench.tables import publish
-    from mnist.engines.registry import choose_device, open_engine, reference_log_probs, set_threads
+    from mnist.engines.registry import choose_device, set_threads
     from mnist.models.weights import load_network
     from MNISTdsource import find_image_set, load_images
 
@@ -47,22 +55,28 @@ def main():
     print(f"weights: {network.origin}", flush=True)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
-    images, targets = data.images, data.targets
-    reference = reference_log_probs(network, images)
+    reference = Reference(network, data.images)
+    if reference.problem:
+        warn(reference.problem)
     others = OtherPrograms()
-    stopwatches = [Stopwatch(open_engine("torch", network, device, batch_size=batch_size),
-                             images, network=network.name, weights=network.origin)
-                   for batch_size in arguments.batch_size]
-    interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    rows = [stopwatch.row(targets, reference, arguments.repeat) for stopwatch in stopwatches]
+    with Processes(data.images) as processes:
+        stopwatches = [processes.open(
+            batch_size if device == "cpu" else device,
+            make_request(network, ("torch", device, "fp32"), batch_size, None,
+                         arguments.trust_pickle, threads=arguments.threads),
+            network=network.name, weights=network.origin) for batch_size in arguments.batch_size]
+        interrupted = take_turns(stopwatches, arguments.repeat, deadline)
+        rows = [reference.row(stopwatch, data.targets, arguments.repeat)
+                for stopwatch in stopwatches]
+        used_by_others = others.share(processes.cpu_seconds())
     settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     try:
-        return publish(make_record(settings, rows, others.share()), arguments.json,
-                       interrupted=interrupted)
+        return publish(make_record(settings, rows, used_by_others), arguments.json,
+                       interrupted=interrupted) or int(bool(reference.problem))
     finally:
         if arguments.mistakes:
-            save_mistakes(arguments.mistakes, stopwatches[0], images, targets, network)
+            save_mistakes(arguments.mistakes, stopwatches[0], data.images, data.targets, network)
 
 
 def save_mistakes(path, stopwatch, images, targets, network):

@@ -55,13 +55,15 @@ def main():
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
     global check_plot, choose_device, count_macs, count_parameters, default_network, evaluate
-    global find_image_set, find_network, has_bfloat16, hold_out, load_images, load_network
-    global machine_record, new_network, np, plot_training, read_pickle, save_weights, set_threads
-    global to_tensors, torch, train, trained_path, write_pickle, Run
+    global find_image_set, find_network, has_bfloat16, hold_out, known_answers, load_images
+    global load_network, machine_record, new_network, np, plot_training, read_pickle
+    global save_weights, set_threads, to_tensors, torch, train, trained_path, weights_digest
+    global write_pickle, Run
     import numpy as np
     import torch
 
     from mnist.bench.plots import check_plot, plot_training
+    from mnist.bench.reference import known_answers
     from mnist.engines.registry import choose_device, set_threads
     from mnist.machine import machine_record
     from mnist.models.registry import find_network
@@ -71,6 +73,7 @@ def import_library():
         read_pickle,
         save_weights,
         trained_path,
+        weights_digest,
         write_pickle,
     )
     from mnist.training.loop import (
@@ -248,7 +251,7 @@ def finish(run, arguments, settings, state_file, data):
     result = report_result(arguments, run, data)
     with contextlib.suppress(FileNotFoundError):
         os.remove(state_file)
-    write_record(arguments, run, settings, result)
+    write_record(arguments, run, settings, result, data)
 
 
 def check_converged(run, data):
@@ -393,7 +396,7 @@ def resume(path, settings, run):
     print(f"resuming after epoch {len(run.history)} of {settings['epochs']}")
 
 
-def write_record(arguments, run, settings, result):
+def write_record(arguments, run, settings, result, data):
     """Write --json and --plot."""
     net = run.net.cpu()
     record = {
@@ -404,6 +407,8 @@ def write_record(arguments, run, settings, result):
                     "sha256": file_digest(arguments.output),
                     "parameters": count_parameters(net),
                     "macs": count_macs(net, run.image_set.shape)},
+        "known": dict(known_answers(net, run.image_set, data.images),
+                      weights_sha256=weights_digest(net)),
         "epochs": run.history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:

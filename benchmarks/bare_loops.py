@@ -42,7 +42,7 @@ def main():
             print(f"{name}: {why_not(name)}")
             continue
         for batch_size in arguments.batch_size:
-            engine = open_engine(name, network, batch_size=batch_size)
+            engine = open_engine(name, network, batch_size=batch_size, threads=arguments.threads)
             batches = batches_of(images, batch_size)
             compare(f"{name:12} batch {batch_size:3}", engine, batches,
                     *make_bare(engine, batches))

@@ -35,7 +35,7 @@ def main():
         print(f"{network.name}, {network.origin}, {len(images)} images ({data.source})", flush=True)
         reference = reference_log_probs(network, images)
         for kind in ENGINES.values():
-            if kind.name == "usual-loop" or kind.on_request:
+            if kind.is_baseline or kind.on_request:
                 continue
             for precision in kind.precisions.get("cpu", ()):
                 reason = why_not(kind.name, "cpu", precision)

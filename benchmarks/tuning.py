@@ -33,7 +33,7 @@ def main():
     network = load_network(arguments.weights, arguments.network,
                            arguments.data and find_image_set(arguments.data))
     for name, kind in ENGINES.items():
-        if "tuning" not in kind.settings:
+        if kind.is_baseline or "cpu" not in kind.precisions or kind.on_request:
             continue
         for precision in kind.precisions["cpu"]:
             if why_not(name, precision=precision):
@@ -53,7 +53,8 @@ def measure(network, name, precision, batch_size, arguments):
 
     def settings_tried(**how):
         started = time.perf_counter()
-        engine = open_engine(name, network, "cpu", precision, batch_size, calibration, **how)
+        engine = open_engine(name, network, "cpu", precision, batch_size, calibration,
+                             threads=arguments.threads, **how)
         engine.close()
         return engine.tuning, time.perf_counter() - started
 

@@ -97,7 +97,7 @@ def compare_inference(arguments):
     images = load_images(network.image_set, "test", arguments.data, arguments.data_dir).images
     names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]
     for batch_size in (64, 1):
-        engines = [open_engine(name, network, batch_size=batch_size)
+        engines = [open_engine(name, network, batch_size=batch_size, threads=arguments.threads)
                    for name in names + ["usual-loop"]]
         turns = [[inference(engine, images) for engine in engines] for _ in range(4)]
         *ours, usual = (sorted(times)[1] for times in zip(*turns[1:]))  # the first one warms up

@@ -25,6 +25,8 @@ def machine_record():
         "python": platform.python_version(),
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
+        "cpus_usable": usable_cpus(),
+        "cpu_quota": cpu_quota(),
         "cpu_governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "ram_gib": ram_gib(),
         "jetson": jetson(),
@@ -38,6 +40,30 @@ def machine_record():
     return record
 
 
+def usable_cpus():
+    """How many CPUs this process may use: those of its affinity mask, as far as the quota of its
+    cgroup allows, one at least."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cpu_quota()
+    return max(1, min(allowed or 1, int(quota) if quota else allowed or 1))
+
+
+def cpu_quota(root="/sys/fs/cgroup"):
+    """How many CPUs' time the cgroup of this process may use, 0.5 or 4.0; None without a limit.
+
+    Sources: the kernel's admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst. `root`
+    lets tests give a folder of sample files.
+    """
+    second = (read(os.path.join(root, "cpu.max")) or "max").split()
+    first = [read(os.path.join(root, "cpu", "cpu.cfs_" + name)) for name in
+             ("quota_us", "period_us")]
+    quota, period = second if len(second) == 2 else first
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None  # "max", -1, or no such file
+
+
 def describe_machine(record):
     """The record in two lines for the screen."""
     gpu = record["gpu"] or "no CUDA GPU"
@@ -46,9 +72,13 @@ def describe_machine(record):
                  "hottest_c": "{:.0f} °C"}
         gpu = ", ".join(text.format(record["jetson"][name]) for name, text in words.items()
                         if record["jetson"][name] is not None)
+    cpus = f"{record['cpus']} CPUs"
+    if record.get("cpus_usable", record["cpus"]) < record["cpus"] or record.get("cpu_quota"):
+        quota = f", a quota of {record['cpu_quota']:g}" if record.get("cpu_quota") else ""
+        cpus += f" ({record['cpus_usable']} usable{quota})"
     versions = [f"{name} {record[name]}" for name in LIBRARIES if record[name]]
     threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-    return (f"{record['cpu']}, {record['cpus']} CPUs, {threads}, {gpu}, "
+    return (f"{record['cpu']}, {cpus}, {threads}, {gpu}, "
             f"{record['os']}\nPython {record['python']}, {', '.join(versions)}")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mnist.cli import show_progress
 from mnist.engines.precision import judge_outputs
+from mnist.engines.tuning import begin_turn
 from mnist.errors import describe_error
 from mnist.machine import machine_record
 
@@ -111,12 +112,18 @@ class Stopwatch:
 
     def make_first_calls(self):
         """Time the first call of each clock, and warm up both shapes of batches."""
+        self.first = self.measure_first_calls()
+
+    def measure_first_calls(self):
+        """{clock: the seconds of its first call}."""
         engine, images, size = self.engine, self.images, self.engine.batch_size
+        first = {}
         for clock, calls in CLOCKS.items():
-            (self.first[clock], _), = calls(engine, images[:size])
+            (first[clock], _), = calls(engine, images[:size])
             warm_up(engine, images[:size], calls, **WARM_UP[engine.device])
             if len(images) % size and len(images) > size:
                 warm_up(engine, images[-(len(images) % size):], calls, **WARM_UP[engine.device])
+        return first
 
     def attempt(self, work):
         """Do some work with the engine; what goes wrong becomes the `failure`."""
@@ -127,7 +134,14 @@ class Stopwatch:
 
     def time_turn(self):
         """Time the next turn of a pass with both clocks."""
-        size, turn = self.engine.batch_size, len(self.turns)
+        seconds, full, outputs = self.measure_turn(len(self.turns))
+        self.turns.append(Turn(seconds, full))
+        self.log_probs += outputs
+
+    def measure_turn(self, turn):
+        """({clock: the seconds of each call}, how many had a full batch, the outputs of each call
+        in the first pass)."""
+        size = self.engine.batch_size
         start, stop = (self.batches * k // TURNS * size for k in (turn % TURNS, turn % TURNS + 1))
         images = self.images[start:stop]
         times, collected = {}, []
@@ -139,10 +153,13 @@ class Stopwatch:
                 times[clock].append(seconds)
                 if log_probs is not None:
                     collected.append(log_probs)
-        if turn < TURNS:
-            self.log_probs += collected
         full = len(images) // size if self.batches > 1 else 1  # the only batch may be a short one
-        self.turns.append(Turn(times, full))
+        return times, full, collected if turn < TURNS else []
+
+    def outputs_of(self, images):
+        """The outputs, float32 (N, K), of other images than those that are timed."""
+        return np.concatenate([self.engine(batch).copy()
+                               for batch in in_batches(images, self.engine.batch_size)])
 
     def latencies(self, clock="end_to_end"):
         """The seconds of all the calls with a full batch."""
@@ -233,6 +250,7 @@ CLOCKS = {"end_to_end": end_to_end_calls, "compute": compute_calls}
 
 def warm_up(engine, batch, clock, calls, seconds):
     """Call until this batch shape's one-time work is done and the clocks are up."""
+    begin_turn(engine)
     start, called = time.perf_counter(), 0
     while called < calls or time.perf_counter() - start < seconds:
         for _ in clock(engine, batch):
@@ -321,13 +339,16 @@ class OtherPrograms:
         ticks = user + nice + system + irq + softirq + steal
         return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
-    def share(self):
-        """Their share of all the CPUs until now, from 0 to 1; None where that isn't known."""
+    def share(self, ours=0.0):
+        """Their share of all the CPUs until now, from 0 to 1; None where that isn't known.
+
+        `ours`: CPU seconds of processes that are ours too.
+        """
         used, started = self.start
         if used is None:
             return None
         cpu_seconds = (time.perf_counter() - started) * os.cpu_count()
-        return max(0.0, (self.used_by_others() - used) / cpu_seconds)
+        return max(0.0, (self.used_by_others() - used - ours) / cpu_seconds)
 
 
 def make_record(settings, rows, used_by_others=None):

@@ -9,13 +9,14 @@ import functools
 import numpy as np
 
 from mnist.engines.buffers import CudaBuffers
-from mnist.engines.tuning import describe_threads, quickest, settings_to_try, threads_asked_for
+from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import package_missing
+from mnist.machine import usable_cpus
 
 
-def open_torch(network, device, precision, batch_size, tuning=True):
+def open_torch(network, device, precision, batch_size, tuning=True, threads=None, **_):
     """The `TorchEngine` with the quickest settings; see `mnist.engines.tuning.settings_to_try`."""
-    candidates = settings_to_try(tuning, default_threads() if device == "cpu" else 1,
+    candidates = settings_to_try(tuning, threads if device == "cpu" else 1,
                                  {"threads": default_threads(), "channels_last": False},
                                  channels_last=(False, True))
     make = functools.partial(TorchEngine, network, device, precision, batch_size)
@@ -54,6 +55,7 @@ class TorchEngine:
             self.pinned_in = torch.empty(shape, dtype=torch.uint8).pin_memory()
             self.pinned_out = torch.empty((batch_size, self.image_set.outputs)).pin_memory()
             self.detail += f", {torch.cuda.get_device_name()}"
+        self.begin_turn()
 
     def __call__(self, images):
         log_probs = self.compute(self.prepare(images))
@@ -72,8 +74,11 @@ class TorchEngine:
             pixels = pinned.to(self.device, non_blocking=True)
         return pixels.float()
 
-    def compute(self, x):
+    def begin_turn(self):
+        """Set what torch keeps for the whole process, and what other engines want otherwise."""
         settle(self.torch, self.device, self.precision, self.threads)
+
+    def compute(self, x):
         with self.torch.inference_mode():
             return self.net(x)
 
@@ -85,17 +90,11 @@ class TorchEngine:
         self.net = None
 
 
-_chosen_by_torch = []  # before any engine was tuned
-
-
+@functools.lru_cache(maxsize=None)
 def default_threads():
-    """The number of threads that torch chose itself, or was told (`set_threads`)."""
-    if threads_asked_for():
-        return threads_asked_for()
-    if not _chosen_by_torch:
-        import torch
-        _chosen_by_torch.append(torch.get_num_threads())
-    return _chosen_by_torch[0]
+    """The number of threads that torch chooses itself, of the CPUs that may be used."""
+    import torch
+    return min(torch.get_num_threads(), usable_cpus())
 
 
 def settle(torch, device, precision, threads):
@@ -119,8 +118,8 @@ class TorchCompileEngine(TorchEngine):
 
     name = "torch-compile"
 
-    def __init__(self, network, device, precision, batch_size):
-        super().__init__(network, device, precision, batch_size, channels_last=True)
+    def __init__(self, network, device, precision, batch_size, threads=None, **_):
+        super().__init__(network, device, precision, batch_size, threads, channels_last=True)
         self.detail += ", " + describe_settings(device, self.threads, True)
         self.padded = np.zeros((batch_size,) + self.image_set.shape, np.uint8)
         self.net = self.torch.compile(self.net, dynamic=False)
@@ -143,7 +142,7 @@ class TorchGraphEngine(CudaBuffers):
 
     name = "torch-graph"
 
-    def __init__(self, network, device, precision, batch_size):
+    def __init__(self, network, device, precision, batch_size, **_):
         import torch
 
         from mnist.engines.cuda import TorchMemory
@@ -152,9 +151,12 @@ class TorchGraphEngine(CudaBuffers):
         self.torch, self.device, self.precision = torch, device, precision
         self.net = rounded(fold(network.net, network.image_set), precision).to(device)
         self.detail = f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
+        self.begin_turn()
+
+    def begin_turn(self):
+        allow_tf32(self.torch, self.precision == "tf32")
 
     def start_alone(self):
-        allow_tf32(self.torch, self.precision == "tf32")
         with self.torch.no_grad(), self.torch.cuda.stream(self.memory.stream):
             self.device_log_probs.copy_(self.net(self.device_pixels))
 
@@ -168,17 +170,18 @@ class UsualLoop:
 
     name = "usual-loop"
 
-    def __init__(self, network, device, precision, batch_size):
+    def __init__(self, network, device, precision, batch_size, threads=None, **_):
         import torch
         import torchvision
 
         self.torch, self.image_set = torch, network.image_set
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.net = copy.deepcopy(network.net).eval().to(device)
-        self.threads = default_threads()
+        self.threads = threads or default_threads()
         self.detail = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
         if device == "cpu":
             self.detail += f", {describe_threads(self.threads)}"
+        self.begin_turn()
 
     def loop(self, images):
         """Yield the log_probs of one batch of the images (uint8 (N, C, H, W)) after the other."""
@@ -193,8 +196,10 @@ class UsualLoop:
     def prepare(self, images):
         return self.torch.from_numpy(self.image_set.normalise(images)).to(self.device)
 
-    def compute(self, x):
+    def begin_turn(self):
         settle(self.torch, self.device, self.precision, self.threads)
+
+    def compute(self, x):
         with self.torch.no_grad():
             return self.net(x)
 

@@ -23,44 +23,45 @@ import difflib
 
 import numpy as np
 
-import mnist.engines.tuning
 from mnist.engines import pytorch, runtimes, trt_cache
 from mnist.engines.trt import tensorrt_missing
 from mnist.errors import UnavailableError
 
 EngineKind = collections.namedtuple(
-    "EngineKind", "name precisions missing open settings on_request")
+    "EngineKind", "name precisions missing open graph on_request is_baseline")
 EngineKind.__doc__ = """One kind of engine.
 
 name        as `--engine` spells it
 precisions  what it computes in, by device: {"cpu": ("fp32",), "cuda": ("fp32", "fp16")}
 missing     function of (device, precision) and the engine's own settings: why it can't run so on
             this machine, or None
-open        function of (network, device, precision, batch_size): the engine
-settings    which of calibration and tuning (see `open_engine`) `open` takes as well
+open        function of (network, device, precision, batch_size) and the options of `open_engine`,
+            of which it takes what it knows: the engine. With `graph` it is given an ONNX file's
+            bytes and their image set in the network's place
+graph       function of a precision: which one the graph is exported in; None for engines that take
+            the network itself
 on_request  whether `CompareMNIST.py` times it only when asked for by name, as it takes minutes
+is_baseline whether it is there to be compared with, not to be used
 """
-
-GRAPH = ("calibration",)
-TUNED = ("tuning",) + GRAPH
 
 # The one place that says which engine × device × precision exists.
 ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
     EngineKind("torch", {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")},
-               pytorch.torch_missing, pytorch.open_torch, ("tuning",), False),
+               pytorch.torch_missing, pytorch.open_torch, None, False, False),
     EngineKind("torch-compile", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               pytorch.torch_compile_missing, pytorch.TorchCompileEngine, (), True),
+               pytorch.torch_compile_missing, pytorch.TorchCompileEngine, None, True, False),
     EngineKind("torch-graph", {"cuda": ("fp32", "tf32", "bf16", "fp16")},
-               pytorch.torch_graph_missing, pytorch.TorchGraphEngine, (), False),
+               pytorch.torch_graph_missing, pytorch.TorchGraphEngine, None, False, False),
     EngineKind("onnxruntime", {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")},
                runtimes.onnxruntime_missing, runtimes.open_onnxruntime,
-               TUNED, False),
+               lambda precision: precision, False, False),
     EngineKind("openvino", {"cpu": ("fp32", "bf16", "int8")},
-               runtimes.openvino_missing, runtimes.open_openvino, TUNED, False),
+               runtimes.openvino_missing, runtimes.open_openvino,
+               lambda precision: "int8" if precision == "int8" else "fp32", False, False),
     EngineKind("tensorrt", {"cuda": ("fp32", "tf32", "bf16", "fp16", "int8")},
-               tensorrt_missing, trt_cache.cached_engine, GRAPH, False),
+               tensorrt_missing, trt_cache.cached_engine, None, False, False),
     EngineKind("usual-loop", {"cpu": ("fp32",), "cuda": ("fp32",)},
-               pytorch.usual_loop_missing, pytorch.UsualLoop, (), False),
+               pytorch.usual_loop_missing, pytorch.UsualLoop, None, False, True),
 ))
 
 
@@ -82,24 +83,33 @@ def why_not(name, device="cpu", precision="fp32", **settings):
 
 
 def open_engine(name, network, device="cpu", precision="fp32", batch_size=64, calibration=None,
-                tuning=True, **settings):
+                tuning=True, threads=None, **options):
     """Open an engine for a `Network`, which is left as it is, that takes up to `batch_size` images.
 
     calibration: what gives the images that int8 is calibrated on, see `int8_graph`; only where no
         int8 graph of these weights is kept.
     tuning: try a few settings of the library for a moment each and take the quickest (see
         `mnist.engines.tuning`); False: take the library's defaults.
-    settings: what this engine alone knows.
+    threads: of the CPU; None: the library's default, or the quickest number.
+    options: what this engine alone knows.
 
     Raises UnavailableError with the reason of `why_not` where this machine can't.
     """
     reason = why_not(name, device, precision)
     if reason:
         raise UnavailableError(f"{name} on {device}: {reason}")
+    source = engine_source(name, network, precision, calibration)
+    return ENGINES[name].open(*source, device, precision, batch_size, calibration=calibration,
+                              tuning=tuning, threads=threads, **options)
+
+
+def engine_source(name, network, precision, calibration=None):
+    """What an engine is opened on: (network,), or (ONNX file's bytes, image set)."""
     kind = ENGINES[name]
-    given = {"calibration": calibration, "tuning": tuning}
-    settings.update({setting: given[setting] for setting in kind.settings})
-    return kind.open(network, device, precision, batch_size, **settings)
+    if kind.graph is None:
+        return (network,)
+    from mnist.engines.int8 import network_graph
+    return network_graph(network, kind.graph(precision), calibration), network.image_set
 
 
 def choose_device(device, engine="torch", precision="fp32"):
@@ -116,14 +126,12 @@ def choose_device(device, engine="torch", precision="fp32"):
     return device
 
 
-def set_threads(threads):
-    """Let every engine on the CPU that is opened from now on use this many threads; returns how
-    many torch uses. None: torch's choice, and for each engine what it is quickest with."""
-    if threads:
-        import torch
-        torch.set_num_threads(threads)
-        mnist.engines.tuning.set_threads(threads)
-    return pytorch.default_threads()
+def set_threads(threads=None):
+    """Let torch use so many threads for what isn't an engine's (training, the reference); None:
+    its choice, of the CPUs that may be used. Returns how many."""
+    import torch
+    torch.set_num_threads(threads or pytorch.default_threads())
+    return torch.get_num_threads()
 
 
 def reference_log_probs(network, images):

@@ -9,23 +9,23 @@ import io
 import numpy as np
 
 from mnist.engines.buffers import FixedBuffers
-from mnist.engines.int8 import network_graph, quantize_missing
-from mnist.engines.pytorch import default_threads, torch_missing
+from mnist.engines.int8 import quantize_missing
+from mnist.engines.pytorch import torch_missing
 from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import UnavailableError, package_missing
+from mnist.machine import usable_cpus
 
 
-def open_onnxruntime(network, device, precision, batch_size, tuning=True, calibration=None):
-    """An `OnnxRuntimeEngine`, on the CPU with the quickest settings; see
-    `mnist.engines.tuning.settings_to_try` and `mnist.engines.int8.network_graph`."""
-    graph = network_graph(network, precision, calibration)
-    make = functools.partial(OnnxRuntimeEngine, graph, network.image_set, device, precision,
-                             batch_size)
+def open_onnxruntime(graph, image_set, device, precision, batch_size, tuning=True, threads=None,
+                     **_):
+    """An `OnnxRuntimeEngine` on an exported graph (bytes), on the CPU with the quickest settings:
+    see `mnist.engines.tuning.settings_to_try`."""
+    make = functools.partial(OnnxRuntimeEngine, graph, image_set, device, precision, batch_size)
     if device != "cpu":
         return make()
     # What "all" adds to "extended" is a layout that pads channels to multiples of 16: it pays for
     # some networks and costs with others.
-    candidates = settings_to_try(tuning, default_threads(), {"threads": 0, "level": "all"},
+    candidates = settings_to_try(tuning, threads, {"threads": usable_cpus(), "level": "all"},
                                  level=("extended", "all"))
     return quickest(make, candidates, describe_onnxruntime)
 
@@ -105,12 +105,10 @@ def onnxruntime_missing(device, precision):
     return None
 
 
-def open_openvino(network, device, precision, batch_size, tuning=True, calibration=None):
+def open_openvino(graph, image_set, device, precision, batch_size, tuning=True, threads=None, **_):
     """An `OpenVinoEngine` with the quickest number of threads, as `open_onnxruntime`."""
-    graph = network_graph(network, "int8" if precision == "int8" else "fp32", calibration)
-    make = functools.partial(OpenVinoEngine, graph, network.image_set, device, precision,
-                             batch_size)
-    candidates = settings_to_try(tuning, default_threads(), {"threads": 0})
+    make = functools.partial(OpenVinoEngine, graph, image_set, device, precision, batch_size)
+    candidates = settings_to_try(tuning, threads, {"threads": usable_cpus()})
     return quickest(make, candidates, describe_threads)
 
 

@@ -158,7 +158,7 @@ def show_elapsed(what):
 
 
 def cached_engine(network, device, precision="fp32", batch_size=64, calibration=None, batches=None,
-                  memory="auto", rebuild=False, images=None):
+                  memory="auto", rebuild=False, images=None, **_):
     """A `TensorRTEngine` for a `Network`, from the cache where it is up to date, else built now.
 
     `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.

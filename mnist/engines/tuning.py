@@ -2,7 +2,7 @@
 
 Which number of threads, which level of optimisation, which layout is quickest hangs on the network,
 the batch and the processor; so a few of each are tried as an engine is opened, as TensorRT tries
-its kernels. Knows numpy alone.
+its kernels.
 """
 
 import collections
@@ -10,6 +10,8 @@ import itertools
 import time
 
 import numpy as np
+
+from mnist.machine import usable_cpus
 
 TURN = 0.01  # seconds that a setting is timed for in one turn
 WARM_UP = 0.003  # and run before each, since others have used the caches meanwhile
@@ -20,29 +22,17 @@ HOPELESS = (6, 3, 1.5, 1.2)
 LIMIT = 0.7  # seconds for all turns together
 
 
-_threads = []  # how many were asked for, once they were
-
-
-def set_threads(threads):
-    """Have every engine that is opened from now on use so many threads."""
-    _threads[:] = [threads]
-
-
-def threads_asked_for():
-    """What `set_threads` was told; None where it wasn't called."""
-    return _threads[0] if _threads else None
-
-
-def settings_to_try(tuning, cores, defaults, **others):
+def settings_to_try(tuning, threads, defaults, **others):
     """The settings to try, a list of dicts.
 
-    tuning: without it, the library's `defaults` alone; with it, every combination of 1, 2, 4… and
-    `cores` threads with the values of the `others`. Either with the threads of `set_threads`,
-    where these are fixed.
+    tuning: without it, the library's `defaults` alone; with it, every combination of threads with
+    the values of the `others`. threads: how many were asked for; None: the default, or 1, 2, 4…
+    and as many as there are CPUs to use.
     """
     if not tuning:
-        return [dict(defaults, threads=threads_asked_for() or defaults["threads"])]
-    choices = collections.OrderedDict(threads=_threads or thread_numbers(cores), **others)
+        return [dict(defaults, threads=threads or defaults["threads"])]
+    numbers = [threads] if threads else thread_numbers(usable_cpus())
+    choices = collections.OrderedDict(threads=numbers, **others)
     return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
@@ -95,6 +85,7 @@ def race(engines):
 
 def time_calls(engine, images, seconds):
     """The median seconds of a call, of those made in so many seconds: two at least."""
+    begin_turn(engine)
     start = time.perf_counter()
     ends = [start]
     while len(ends) < 3 or ends[-1] - start < seconds:
@@ -102,6 +93,12 @@ def time_calls(engine, images, seconds):
         ends.append(time.perf_counter())
     calls = sorted(end - begin for begin, end in zip(ends, ends[1:]))
     return calls[len(calls) // 2]
+
+
+def begin_turn(engine):
+    """Set what an engine's library keeps for the whole process as this engine wants it, before its
+    calls are timed."""
+    getattr(engine, "begin_turn", int)()
 
 
 def describe_threads(threads):

@@ -41,6 +41,7 @@ class Network(NamedTuple):
     name: str = "net"  # of a built-in network, or of the class of your own ("MyNet")
     path: str = None  # of its weights file
     origin: str = ""  # the same for the screen: "weights/net.pth (shipped)"
+    flag: str = None  # what `load_network` was told as `network`
 
     @property
     def stem(self):
@@ -78,7 +79,7 @@ def load_network(weights=None, network=None, image_set=None, trust_pickle=False)
     net = make_network(name, make, image_set)
     check_state(state, net.state_dict(), path)
     net.load_state_dict(state)
-    return Network(net.float().eval(), image_set, name, path, describe_path(path))
+    return Network(net.float().eval(), image_set, name, path, describe_path(path), network)
 
 
 def network_of(state, name, image_set, path):

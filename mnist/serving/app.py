@@ -37,7 +37,8 @@ class Model:
 
     def __init__(self, name, network, engine, options, metrics):
         engines = Engines(engine, network, options.device, options.precision, options.max_batch,
-                          tuning=options.engine != "auto")  # a better one is looked for then
+                          tuning=options.engine != "auto",  # a better one is looked for then
+                          threads=options.threads or 1)  # more gain little on small batches
         self.name, self.network = name, network
         self.batcher = Batcher(name, engines, metrics, options.max_waiting, options.max_delay)
         self.protocol = Protocol(name, engine, network.image_set, options.max_batch)
@@ -68,7 +69,7 @@ async def find_faster(models, options):
         try:
             best, engines, report = await loop.run_in_executor(
                 None, choose_engine, model.network, options.device, options.precision,
-                options.max_batch)
+                options.max_batch, options.threads or 1)
         except MNISTError as error:
             warn(f"{model.name}: {error}")
             continue
@@ -123,7 +124,7 @@ class Application:
         """Open the models; each engine has answered a first image then. With the engine "auto" it
         is the first that can run: the fastest is looked for while the server answers already."""
         options = self.options
-        set_threads(options.threads or 1)  # more gain little on small batches
+        set_threads(options.threads or 1)
         self.metrics = Metrics()
         engine = options.engine
         if engine == "auto":

@@ -86,9 +86,10 @@ class Engines:
     detail   what runs, as text
     """
 
-    def __init__(self, name, network, device, precision, max_batch, tuning=True):
+    def __init__(self, name, network, device, precision, max_batch, tuning=True, threads=1):
         self.image_set = network.image_set
-        self.engines = [open_engine(name, network, device, precision, size, tuning=tuning)
+        self.engines = [open_engine(name, network, device, precision, size, tuning=tuning,
+                                    threads=threads)
                         for size in batch_sizes(device, max_batch)]
         self.max_batch = max_batch
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
@@ -168,7 +169,7 @@ def fastest_call(engine):
 def usable_engines(device, precision):
     """The names of the engines that can serve here."""
     return [name for name, kind in ENGINES.items()
-            if not kind.on_request and kind.name != "usual-loop"
+            if not kind.on_request and not kind.is_baseline
             and not why_not(name, device, precision)]
 
 
@@ -179,7 +180,7 @@ def first_engine(device, precision):
     raise UnavailableError(f"no engine can run {precision} on {device} here")
 
 
-def choose_engine(network, device, precision, max_batch):
+def choose_engine(network, device, precision, max_batch, threads=1):
     """(name, `Engines`, the trial as text) of the engine that is fastest here for a server.
 
     Each of this machine's is tried for a moment; the fastest is that with the highest geometric
@@ -192,7 +193,7 @@ def choose_engine(network, device, precision, max_batch):
     best, report = (0, None, None), []
     for name in usable_engines(device, precision):
         try:
-            engines = Engines(name, network, device, precision, max_batch)
+            engines = Engines(name, network, device, precision, max_batch, threads=threads)
         except MNISTError as error:
             report.append(f"{name} can't be opened ({str(error).splitlines()[0]})")
             continue

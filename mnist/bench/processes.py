@@ -1,0 +1,259 @@
+"""Engines in processes of their own, so that none disturbs another and a crash costs one row.
+
+    with Processes(images) as processes:
+        stopwatch = processes.open(key, request)    a `RemoteStopwatch`, for `take_turns`
+
+The threads that a library keeps go on spinning after a call, and take the CPUs from the engine
+whose turn it is. So a process works only while it is asked to: otherwise it is stopped, where the
+system can (POSIX), or waits at its pipe. What is timed is timed in there; nothing of the processes
+is inside a clock.
+"""
+
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnist.bench.stopwatch import Stopwatch
+from mnist.engines.registry import ENGINES, engine_source
+from mnist.errors import MNISTError, UnavailableError, describe_error
+
+OPENING_SECONDS = 60  # in which an engine has to be open, unless it compiles
+COMPILING_SECONDS = 3600  # for one that does: torch-compile, TensorRT
+TURN_SECONDS = 600
+CAN_STOP = hasattr(signal, "SIGSTOP")
+PR_SET_PDEATHSIG = 1  # see prctl(2)
+
+
+class EngineRequest(NamedTuple):
+    """What a process is to open; an engine of a graph never imports torch there."""
+
+    name: str  # of the engine
+    source: Any  # (ONNX file's bytes, image set), or what `load_network` loads: a `NetworkFile`
+    device: str
+    precision: str
+    batch_size: int
+    options: Any  # {name: value}, for `EngineKind.open`
+
+
+class NetworkFile(NamedTuple):
+    """The arguments of `mnist.models.weights.load_network`: a process loads its network itself."""
+
+    weights: str
+    network: str
+    image_set: Any
+    trust_pickle: bool
+
+
+def make_request(network, combination, batch_size, calibration, trust_pickle=False, **options):
+    """The `EngineRequest` for a `Network`; combination: (engine, device, precision)."""
+    name, device, precision = combination
+    if ENGINES[name].graph:
+        source = engine_source(name, network, precision, calibration)
+    else:
+        source = NetworkFile(network.path, network.flag, network.image_set, trust_pickle)
+        options["calibration"] = calibration
+    return EngineRequest(name, source, device, precision, batch_size, options)
+
+
+class EngineFacts(NamedTuple):
+    """What the program knows of an engine that was opened elsewhere."""
+
+    name: str
+    device: str
+    precision: str
+    batch_size: int
+    detail: str
+    image_set: Any
+    tuning: Any  # the settings tried, or None
+    prepare_s: float
+
+
+class Processes:
+    """The engines' processes, each known by a key; all of them end with it.
+
+    images  uint8 (N, C, H, W), what the engines are timed on
+    """
+
+    def __init__(self, images):
+        self.images, self.processes = images, {}
+        self.folder = tempfile.TemporaryDirectory(prefix="mnist-images-")
+
+    def __enter__(self):
+        self.path = os.path.join(self.folder.name, "images.npy")
+        np.save(self.path, self.images)
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.end()
+        self.folder.cleanup()
+
+    def open(self, key, request, **facts):
+        """A `RemoteStopwatch` on the engine of a request, in the process of this key.
+
+        Raises UnavailableError or MNISTError where it can't be opened.
+        """
+        if key not in self.processes:
+            self.processes[key] = EngineProcess(self.path)
+        process = self.processes[key]
+        number, process.engines = process.engines, process.engines + 1
+        compiles = request.name in ("torch-compile", "tensorrt")
+        engine = process.ask("open", request, number, doing="opening",
+                             seconds=COMPILING_SECONDS if compiles else OPENING_SECONDS)
+        return RemoteStopwatch(process, number, engine, self.images, prepare_s=engine.prepare_s,
+                               tuning=engine.tuning, **facts)
+
+    def cpu_seconds(self):
+        """The CPU time of all of them; 0 where the system (not Linux) doesn't say."""
+        return sum(process.cpu_seconds() for process in self.processes.values())
+
+
+class EngineProcess:
+    """A process with engines; it sleeps but when it is asked for something. `images`: the path of
+    those that they are timed on."""
+
+    def __init__(self, images):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, images, os.getpid()),
+                                       daemon=True)
+        self.process.start()
+        theirs.close()
+        self.asleep, self.engines = False, 0
+
+    def ask(self, *question, doing="running", seconds=TURN_SECONDS):
+        """Wake the process, have it answer, let it sleep. Raises what went wrong there, and
+        MNISTError where it died or takes longer than `seconds`."""
+        try:
+            self.wake()
+            self.pipe.send(question)
+            if not self.pipe.poll(seconds):
+                self.end()
+                raise MNISTError(f"no answer for {seconds} s while {doing}; ended")
+            answer = self.pipe.recv()
+            self.sleep()
+        except (EOFError, OSError):
+            self.process.join()
+            raise MNISTError(f"{describe_exit(self.process.exitcode)} while {doing}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def wake(self):
+        if self.asleep:
+            os.kill(self.process.pid, signal.SIGCONT)
+            self.asleep = False
+
+    def sleep(self):
+        if CAN_STOP and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGSTOP)
+            self.asleep = True
+
+    def cpu_seconds(self):
+        try:
+            with open(f"/proc/{self.process.pid}/stat") as file:
+                user, system = file.read().rpartition(")")[2].split()[11:13]
+        except OSError:
+            return 0.0
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def end(self):
+        """End the process, whatever it does."""
+        if self.process.is_alive():
+            getattr(self.process, "kill", self.process.terminate)()
+            self.process.join()
+
+
+class RemoteStopwatch(Stopwatch):
+    """A stopwatch on an engine in another process: there it runs, here its results are kept."""
+
+    def __init__(self, process, number, engine, images, **facts):
+        super().__init__(engine, images, **facts)
+        self.process, self.number = process, number
+
+    def measure_first_calls(self):
+        return self.process.ask("first_calls", self.number)
+
+    def measure_turn(self, turn):
+        return self.process.ask("turn", self.number, turn)
+
+    def outputs_of(self, images):
+        return self.process.ask("outputs", self.number, images)
+
+
+def describe_exit(status):
+    """How a process ended: "SIGSEGV", "ended with status 3"."""
+    if status is not None and status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return f"signal {-status}"
+    return f"ended with status {status}"
+
+
+# --- In the process -------------------------------------------------------------------------------
+
+
+def work(pipe, images, parent):
+    """Answer questions until the program that asks them is gone."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's to handle
+    end_with(parent)
+    images = np.load(images)
+    stopwatches = {}
+    while True:
+        try:
+            what, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = ANSWERS[what](images, stopwatches, *arguments)
+        except Exception as error:  # whatever breaks one engine, the others still run
+            answer = as_ours(error)
+        pipe.send(answer)
+
+
+def end_with(parent):
+    """Have the system end this process when its parent has gone, even while it is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit()
+
+
+def as_ours(error):
+    """An exception that can travel: the project's own as it is, others described."""
+    if isinstance(error, (MNISTError, UnavailableError)):
+        return error
+    return MNISTError(describe_error(error))
+
+
+def open_engine_here(images, stopwatches, request, number):
+    """Open an engine; gives its `EngineFacts`."""
+    started = time.perf_counter()
+    source = request.source
+    if isinstance(source, NetworkFile):
+        from mnist.models.weights import load_network
+        source = (load_network(*source),)
+    engine = ENGINES[request.name].open(*source, request.device, request.precision,
+                                        request.batch_size, **request.options)
+    stopwatches[number] = Stopwatch(engine, images)
+    return EngineFacts(engine.name, engine.device, engine.precision, engine.batch_size,
+                       engine.detail, engine.image_set, getattr(engine, "tuning", None),
+                       time.perf_counter() - started)
+
+
+ANSWERS = {
+    "open": open_engine_here,
+    "first_calls": lambda images, stopwatches, number: stopwatches[number].measure_first_calls(),
+    "turn": lambda images, stopwatches, number, turn: stopwatches[number].measure_turn(turn),
+    "outputs": lambda images, stopwatches, number, some: stopwatches[number].outputs_of(some),
+}

@@ -1,7 +1,6 @@
 """CompareMNIST.py: table, plot and comparison from synthetic records; and a real run."""
 
 import copy
-import inspect
 import json
 import os
 import stat
@@ -9,12 +8,13 @@ import stat
 import numpy as np
 import own_networks
 import pytest
+import stub_engines
 from scripts import run, start
 
 import CompareMNIST
 from mnist.bench import plots, tables
 from mnist.bench.stopwatch import empty_row, make_record
-from mnist.engines import pytorch, registry
+from mnist.engines import registry
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, Network, save_weights
 
@@ -194,13 +194,7 @@ def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_p
 
 
 def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist, capsys):
-    class Breaks(pytorch.TorchEngine):
-        def compute(self, x):
-            if inspect.stack()[2].function == "time_turn":
-                raise RuntimeError("lost the GPU")
-            return super().compute(x)
-
-    with_engine(monkeypatch, Breaks)
+    with_engine(monkeypatch, "breaks")
     assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
     out = capsys.readouterr().out
     assert "failed: RuntimeError: lost the GPU" in " ".join(out.split()) and "\ntorch  cpu" in out
@@ -270,21 +264,14 @@ def in_process(monkeypatch, small_mnist, *flags):
     return CompareMNIST.main()
 
 
-def with_engine(monkeypatch, engine, missing=None):
-    """Register one engine more, called "other"."""
-    kind = registry.EngineKind("other", {"cpu": ("fp32",)}, lambda *_, **__: missing, engine,
-                                  (), False)
-    monkeypatch.setitem(registry.ENGINES, "other", kind)
+def with_engine(monkeypatch, behaviour):
+    """Register one engine more, called "other", here and in its process."""
+    monkeypatch.setitem(registry.ENGINES, "other", stub_engines.kind(behaviour))
+    monkeypatch.setattr("MNISTdsource.calibration_images", stub_engines.Stowaway(behaviour))
 
 
 def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
-    class Wrong(pytorch.TorchEngine):
-        name = "other"
-
-        def __call__(self, images):
-            return np.roll(super().__call__(images), 1, axis=1)
-
-    with_engine(monkeypatch, Wrong)
+    with_engine(monkeypatch, "wrong")
     assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
     lines = capsys.readouterr().out.split("\n")
     assert max(map(len, lines)) <= 100
@@ -292,19 +279,38 @@ def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, ca
     assert lines[line + 1].strip().startswith("failed: WRONG")
 
 
-def test_an_engine_that_breaks_leaves_the_others_their_rows(monkeypatch, small_mnist, capsys):
-    class Broken(pytorch.TorchEngine):
-        def __call__(self, images):
-            raise RuntimeError("out of\nmemory")
+@pytest.mark.parametrize("behaviour, words", [
+    ("fails", "failed: RuntimeError: out of memory"), ("segv", "failed: SIGSEGV while opening"),
+    ("sigill", "failed: SIGILL while opening"),
+    ("exits", "failed: ended with status 3 while opening"),
+    ("hangs", "failed: no answer for 9 s while opening; ended")])
+def test_an_engine_that_does_not_open_costs_its_own_row(monkeypatch, small_mnist, capfd, behaviour,
+                                                         words):
+    with_engine(monkeypatch, behaviour)
+    monkeypatch.setattr("mnist.bench.processes.OPENING_SECONDS", 9)
+    assert in_process(monkeypatch, small_mnist, "--engine", "other", "torch", "--precision",
+                      "fp32") == 1
+    out, err = capfd.readouterr()
+    assert words in " ".join(out.split()) and "1.00x" in out
+    assert "net: other cpu fp32 batch 64: opening" in err
 
-    with_engine(monkeypatch, Broken)
-    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
-    out = capsys.readouterr().out
-    assert "failed: RuntimeError: out of memory" in out and "1.00x" in out
+
+def test_a_reference_that_computes_wrongly_is_noticed(monkeypatch, small_mnist, capsys):
+    """As torch 2.13 on an aarch64 with SVE did: the other engines are right, and say so."""
+    from mnist.bench import reference
+    right = reference.reference_log_probs
+    monkeypatch.setattr(reference, "reference_log_probs",
+                        lambda network, images: np.roll(right(network, images), 1, axis=1))
+    with_engine(monkeypatch, "wrong")
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other", "--precision",
+                      "fp32", "--weights", SHIPPED_NET) == 1
+    out, err = capsys.readouterr()
+    assert "computes wrongly on this machine" in err and "known answers differ by" in err
+    assert out.count("failed: WRONG") == 1 and "\ntorch  cpu fp32" in out
 
 
 def test_an_engine_that_is_missing_keeps_its_row(monkeypatch, small_mnist, capsys):
-    with_engine(monkeypatch, None, missing="it is not there; pip install it")
+    with_engine(monkeypatch, "missing")
     monkeypatch.setattr(registry, "ENGINES", {
         name: registry.ENGINES[name] for name in ("torch", "other")})
     assert in_process(monkeypatch, small_mnist) == 0

@@ -237,19 +237,18 @@ def test_one_setting_needs_no_trial():
     assert engine.detail == "sleepy, 20 ms" and not calls
 
 
-@pytest.mark.parametrize("cores, numbers", [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]),
-                                            (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
-def test_numbers_of_threads_that_are_tried(monkeypatch, cores, numbers):
-    monkeypatch.setattr(tuning, "_threads", [])
-    tried = tuning.settings_to_try(True, cores, {"threads": 0})
+@pytest.mark.parametrize("cpus, numbers", [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]),
+                                           (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_numbers_of_threads_that_are_tried(monkeypatch, cpus, numbers):
+    monkeypatch.setattr(tuning, "usable_cpus", lambda: cpus)
+    tried = tuning.settings_to_try(True, None, {"threads": 0})
     assert [settings["threads"] for settings in tried] == numbers
 
 
-def test_threads_that_are_asked_for_are_fixed(monkeypatch):
-    monkeypatch.setattr(tuning, "_threads", [3])
-    assert tuning.settings_to_try(True, 8, {"threads": 0}, level=("a", "b")) == [
+def test_threads_that_are_asked_for_are_fixed():
+    assert tuning.settings_to_try(True, 3, {"threads": 0}, level=("a", "b")) == [
         {"threads": 3, "level": "a"}, {"threads": 3, "level": "b"}]
-    assert tuning.settings_to_try(False, 8, {"threads": 0, "level": "b"}) == [
+    assert tuning.settings_to_try(False, 3, {"threads": 0, "level": "b"}) == [
         {"threads": 3, "level": "b"}]
 
 

@@ -91,3 +91,17 @@ def test_orins_full_mode_is_not_mode_0(nano):
     (nano / "var/lib/nvpmodel/status").write_text("pmode:0000")
     warning, = warnings_of(nano)
     assert "0 (15W)" in warning and "nvpmodel -m 2" in warning
+
+
+@pytest.mark.parametrize("files, quota", [
+    ({"cpu.max": "30000 100000"}, 0.3), ({"cpu.max": "max 100000"}, None), ({}, None),
+    ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None)])
+def test_the_quota_of_the_cgroup_counts(tmp_path, monkeypatch, files, quota):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert machine.cpu_quota(str(tmp_path)) == quota
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert machine.usable_cpus() == {0.3: 1, 2.0: 2, None: 4}[quota]

@@ -42,7 +42,8 @@ def opens(engine):
 
 
 OPENERS = {"breaks": opens(Breaks), "wrong": opens(Wrong), "fails": fails,
-           "segv": dies(signal.SIGSEGV), "sigill": dies(signal.SIGILL), "exits": lambda *_, **__: os._exit(3),
+           "segv": dies(signal.SIGSEGV), "sigill": dies(signal.SIGILL),
+           "exits": lambda *_, **__: os._exit(3),
            "hangs": lambda *_, **__: time.sleep(600), "missing": None}
 
 

@@ -25,6 +25,7 @@ from mnist.datasets.fonts import GENERATED, generated_digits
 from mnist.datasets.gtsrb import GTSRB, read_gtsrb
 from mnist.datasets.idx import MNIST_FILES, IdxError, find_file, read_idx, read_idx_split
 from mnist.datasets.image_set import MNIST, ImageSet
+from mnist.datasets.targets import describe_frames, find_frames, read_frames
 from mnist.errors import DataError, UnavailableError, warn
 from mnist.files import ROOT
 
@@ -125,11 +126,12 @@ KNOWN = {
 }
 
 
-def find_image_set(data, image_size=None, channels=3):
+def find_image_set(data, image_size=None, channels=3, task="auto"):
     """The `ImageSet` of a `--data`: a name, or a folder of pictures or IDX files.
 
-    image_size, channels: what pictures are brought to, as for `describe_folder`. Raises
-    UnavailableError where there is none.
+    image_size, channels: what pictures are brought to, as for `describe_folder`. task:
+    "classification", "regression" (values in a CSV, in catalogs or in the pictures' names), or
+    "auto": what the folder looks like. Raises UnavailableError where there is none.
     """
     if data in IMAGE_SETS:
         return IMAGE_SETS[data]
@@ -143,6 +145,8 @@ def find_image_set(data, image_size=None, channels=3):
             f"neither a folder nor one of {', '.join(IMAGE_SETS)}"))
     if find_file(folder, MNIST_FILES["train"][0]):
         return describe_idx(folder)
+    if task == "regression" or task == "auto" and find_frames(folder):
+        return describe_frames(folder, image_size, channels)
     return describe_folder(folder, image_size, channels)
 
 
@@ -259,7 +263,8 @@ def folder_reader(image_set, folder):
     if any(find_file(folder, names[0]) for names in MNIST_FILES.values()):
         return "IDX files", functools.partial(read_idx_split, folder, image_set=image_set,
                                               files=MNIST_FILES)
-    return "pictures", functools.partial(read_folder, folder, image_set=image_set)
+    read = read_folder if image_set.task == "classification" else read_frames
+    return "pictures", functools.partial(read, folder, image_set=image_set)
 
 
 def as_images(arrays, where, limit):

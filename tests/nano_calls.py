@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = os.path.join(ROOT, "tests", "nano_calls.txt")
 LIBRARIES = ("numpy", "torch", "matplotlib", "PyQt5", "tensorrt")
 OPTIONAL = ("tensorrt_rtx", "pycuda", "onnx", "onnxruntime", "openvino", "torchvision",
-            "httptools", "orjson", "prometheus_client", "uvloop", "optuna", "sqlalchemy")
+            "httptools", "orjson", "prometheus_client", "uvicorn", "uvloop", "optuna", "sqlalchemy")
 
 # Newer than a Jetson Nano's versions: since when, and the feature test that has to stand in every
 # file that uses it.
@@ -56,7 +56,9 @@ NEWER = {
 # names from their references), in what comes on its own (Pillow, onnx, ONNX Runtime,
 # OpenVINO, torchvision, Optuna), and attributes that only instances have.
 ELSEWHERE = set("""
-.optimize .GridSampler .RetryFailedTrialCallback .RetryHeartbeatStaleTrialCallback .URL
+.Config .Server .prctl .set_model_props .VisionDataset .model_urls .submodule_search_locations
+.get_model_weights .optimize .GridSampler .RetryFailedTrialCallback .URL
+.RetryHeartbeatStaleTrialCallback
 .render_as_string .epsilon .create .exc .exif_transpose .draft .convert .thumbnail .getbands
 .fromarray .DecompressionBombError
 tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag

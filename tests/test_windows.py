@@ -322,7 +322,7 @@ def test_next_mistake(full):
         assert part(full, "go_to").value() == mistake
         assert part(full, "target").text() == f"true class {full.test_labels[mistake]}"
         assert part(full, "answer").text() != str(full.test_labels[mistake])
-    assert part(full, "status").text() == "Of the 12 test digits, 2 are misread"
+    assert part(full, "status").text() == "Of the 12 test images, 2 are misread"
 
 
 def test_next_mistake_waits_until_one_is_known(full):

@@ -38,6 +38,11 @@ def plot_format(path):
     return os.path.splitext(path)[1][1:].lower()
 
 
+def drawable(text):
+    """A text with what no font can draw, as in paths, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def new_figure(width, height, dpi=150):
     """A figure of so many inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -73,8 +78,8 @@ def save_plot(path, records):
     height = margin + 0.36 * len(lines)
     figure = new_figure(10, height)
     figure.text(0.012, 1 - 0.1 / height,
-                f"{records[0]['settings']['data']}, end-to-end: from pixels in host memory to the "
-                "network's outputs there", fontsize=12, va="top")
+                drawable(records[0]["settings"]["data"]) + ", end-to-end: from pixels in host "
+                "memory to the network's outputs there", fontsize=12, va="top")
     figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
 
     latency, throughput = figure.subplots(1, 2, sharey=True)

@@ -15,11 +15,8 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from mnist.bench.stopwatch import Stopwatch
 from mnist.engines.registry import ENGINES, engine_source
@@ -84,17 +81,13 @@ class Processes:
 
     def __init__(self, images):
         self.images, self.processes = images, {}
-        self.folder = tempfile.TemporaryDirectory(prefix="mnist-images-")
 
     def __enter__(self):
-        self.path = os.path.join(self.folder.name, "images.npy")
-        np.save(self.path, self.images)
         return self
 
     def __exit__(self, *_):
         for process in self.processes.values():
             process.end()
-        self.folder.cleanup()
 
     def open(self, key, request, **facts):
         """A `RemoteStopwatch` on the engine of a request, in the process of this key.
@@ -102,7 +95,7 @@ class Processes:
         Raises UnavailableError or MNISTError where it can't be opened.
         """
         if key not in self.processes:
-            self.processes[key] = EngineProcess(self.path)
+            self.processes[key] = EngineProcess(self.images)
         process = self.processes[key]
         number, process.engines = process.engines, process.engines + 1
         compiles = request.name in ("torch-compile", "tensorrt")
@@ -117,16 +110,16 @@ class Processes:
 
 
 class EngineProcess:
-    """A process with engines; it sleeps but when it is asked for something. `images`: the path of
-    those that they are timed on."""
+    """A process with engines; it sleeps but when it is asked for something. `images`: what they are
+    timed on."""
 
     def __init__(self, images):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, images, os.getpid()),
-                                       daemon=True)
+        self.process = context.Process(target=work, args=(theirs, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
+        self.pipe.send(images)
         self.asleep, self.engines = False, 0
 
     def ask(self, *question, doing="running", seconds=TURN_SECONDS):
@@ -202,13 +195,12 @@ def describe_exit(status):
 # --- In the process -------------------------------------------------------------------------------
 
 
-def work(pipe, images, parent):
-    """Answer questions until the program that asks them is gone."""
+def work(pipe, parent):
+    """Get the images, then answer questions until the program that asks them is gone."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's to handle
     end_with(parent)
-    images = np.load(images)
-    stopwatches = {}
+    images, stopwatches = pipe.recv(), {}
     while True:
         try:
             what, *arguments = pipe.recv()

@@ -12,6 +12,7 @@ from torch import nn
 
 from mnist.errors import UnavailableError
 from mnist.files import digest
+from mnist.models.backbones import find_transfer
 from MNISTmodel import NETWORKS
 
 
@@ -23,6 +24,9 @@ def find_network(network):
     """
     if network in NETWORKS:
         return network, NETWORKS[network]
+    transfer = find_transfer(network)
+    if transfer:
+        return network, transfer
     path, colon, name = network.partition(".py:")
     path += ".py"
     if not colon:

@@ -22,6 +22,7 @@ from torch import nn
 from mnist.datasets.image_set import MNIST, ImageSet
 from mnist.errors import MNISTError, UnavailableError
 from mnist.files import ROOT, write_atomically
+from mnist.models.backbones import find_transfer
 from mnist.models.registry import find_network, first_line, make_network
 from MNISTmodel import DEFAULT_NETWORKS, NETWORKS
 
@@ -87,10 +88,10 @@ def network_of(state, name, image_set, path):
     the built-in one that it fits."""
     if name is None:
         return recognise(state, image_set)
-    if name not in NETWORKS:
+    if name not in NETWORKS and not find_transfer(name):
         raise UnavailableError(f"{path} is of a network {name} that isn't built in; "
                                f"--network FILE.py:{name} says where it is")
-    return name, NETWORKS[name]
+    return find_network(name)
 
 
 def trained_path(name, image_set=MNIST):

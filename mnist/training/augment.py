@@ -1,7 +1,9 @@
 """What is done to the images on the way, a whole batch at once on its device.
 
-Each function takes and gives a batch of normalised images, float32 (B, C, H, W); `AUGMENT` has one
-for each of `ImageSet.augment`.
+    x, targets = augment(image_set, x, targets, generator)
+
+Each function of `AUGMENT`, one for each of `ImageSet.augment`, takes and gives a batch of
+normalised images, float32 (B, C, H, W).
 """
 
 import math
@@ -21,6 +23,34 @@ PICTURE_SHIFT = 4  # pixels
 # Signs, which are never flipped: a bend to the left isn't one to the right.
 SIGN_SCALE, SIGN_SHEAR, SIGN_SHIFT_PIXELS = 0.15, 0.15, 3
 SIGN_BRIGHTNESS = 0.5  # standard deviations up or down, and as exponent the contrast
+
+
+# Values that lie across the picture: flipped left to right they change their sign.
+ACROSS = ("x", "angle", "steering")
+
+
+def augment(image_set, x, targets, generator):
+    """A batch of normalised images and their targets, changed at random as the set allows."""
+    if image_set.augment == "frames":
+        return augment_frames(image_set, x, targets, generator)
+    return AUGMENT[image_set.augment](x, generator), targets
+
+
+def augment_frames(image_set, x, targets, generator):
+    """Frames in other light, half of them flipped left to right with the values that lie across.
+
+    A clicked pixel p of w becomes w-1-p: of x, scaled by half the width, -x - 2/w.
+    """
+    flipped = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+    x = torch.where(flipped[:, None, None, None], x.flip(3), x)
+    targets = targets.clone()
+    for column, name in enumerate(image_set.classes):
+        if name in ACROSS:
+            pixel = 2 / image_set.shape[2] if name == "x" else 0
+            targets[:, column] = torch.where(flipped, -targets[:, column] - pixel,
+                                             targets[:, column])
+    contrast, brightness = (uniform(x, generator, 0.3, 1, 1, 1) for _ in range(2))
+    return x * torch.exp(contrast) + brightness, targets
 
 
 def augment_digits(x, generator):

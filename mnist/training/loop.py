@@ -26,7 +26,7 @@ from mnist.engines.pytorch import allow_tf32, bfloat16_missing
 from mnist.errors import UnavailableError
 from mnist.models.fold import channels_last
 from mnist.models.registry import make_network
-from mnist.training.augment import AUGMENT
+from mnist.training.augment import augment
 from mnist.training.recipe import HELD_OUT, MOMENTUM, TEACHER_SHARE, TEMPERATURE, WARM_UP
 
 
@@ -113,7 +113,7 @@ def train(run):
     """Train `run.net` in place: yields the line of the history, a dict, after each epoch that is
     still to be made. Whoever stops asking ends the training."""
     recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
-    normalise, augment = run.image_set.normalise, AUGMENT[run.image_set.augment]
+    normalise = run.image_set.normalise
     prepare_device(device)
     net = distribute(run.net, device) if world > 1 else run.net
     steps = math.ceil(len(run.training[1]) / recipe.batch_size)
@@ -133,7 +133,8 @@ def train(run):
             x, y = normalise(images[batch][rank::world]), targets[batch][rank::world]
             changed = round(recipe.augment * len(x))  # the first ones: the order is random
             if changed:
-                x = torch.cat([augment(x[:changed], generator), x[changed:]])
+                new, new_y = augment(run.image_set, x[:changed], y[:changed], generator)
+                x, y = torch.cat([new, x[changed:]]), torch.cat([new_y, y[changed:]])
             outputs, teacher_log_probs = outputs_of(run, net, x)
             loss = loss_of(outputs, y, recipe.label_smoothing, teacher_log_probs)
             # The processes' gradients are averaged: weigh parts of unequal length by their length.

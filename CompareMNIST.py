@@ -90,7 +90,7 @@ def compare_engines(arguments):
     threads = set_threads(arguments.threads)
     image_set = the_image_set(networks)
     data = load_images(image_set, "test", arguments.data, arguments.data_dir, arguments.limit)
-    references = make_references(networks, data.images)
+    references = make_references(networks, data)
     calibration = functools.partial(calibration_images, image_set, arguments.data,
                                     arguments.data_dir)
     others = OtherPrograms()
@@ -119,10 +119,11 @@ def compare_engines(arguments):
             save_plot(arguments.plot, [record])
 
 
-def make_references(networks, images):
+def make_references(networks, data):
     """{network: its `Reference`}; where torch computes wrongly here, that is said."""
     from mnist.bench.reference import Reference
-    references = {network: Reference(network, images) for network in networks}
+    references = {network: Reference(network, data.images, data.targets)
+                  for network in networks}
     for network, reference in references.items():
         if reference.problem:
             warn(f"{network.name}: {reference.problem}")

@@ -122,7 +122,7 @@ def time_engines(arguments, network, data, deadline):
     from mnist.bench.tables import publish
 
     images, targets = data.images, data.targets
-    reference = Reference(network, images)
+    reference = Reference(network, images, targets)
     if reference.problem:
         warn(reference.problem)
     others = OtherPrograms()

@@ -55,7 +55,7 @@ def time_network(arguments):
     print(f"weights: {network.origin}", flush=True)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
-    reference = Reference(network, data.images)
+    reference = Reference(network, data.images, data.targets)
     if reference.problem:
         warn(reference.problem)
     others = OtherPrograms()

@@ -12,11 +12,12 @@ import stub_engines
 from scripts import run, start
 
 import CompareMNIST
+import MNISTdsource
 from mnist.bench import plots, tables
 from mnist.bench.stopwatch import empty_row, make_record
 from mnist.engines import registry
 from mnist.errors import MNISTError, UnavailableError
-from mnist.models.weights import SHIPPED, Network, save_weights
+from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
@@ -333,3 +334,21 @@ def test_readme_of_results(monkeypatch, tmp_path):
     page = (tmp_path / "README.md").read_text()
     assert "## 2026-01-31-toaster" in page and "(2026-01-31-toaster.png)" in page
     assert "| onnxruntime | cpu fp32 | 64 |" in page and "1.75x" in page
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("change, words", [
+    (lambda images: images.transpose(0, 1, 3, 2), "transposed"), (lambda images: 255 - images,
+                                                                  "inverted")])
+def test_images_that_lie_otherwise_than_the_network_s_are_hinted_at(mnist_dir, change, words):
+    from mnist.bench.reference import hint_at_orientation
+    images, targets = (array[:600] for array in MNISTdsource.load_split("test", mnist_dir))
+    network = load_network(SHIPPED_NET)
+    outputs = registry.reference_log_probs(network, images)
+    assert hint_at_orientation(network, images, targets, outputs) is None
+    changed = np.ascontiguousarray(change(images))
+    outputs = registry.reference_log_probs(network, changed)
+    assert (outputs.argmax(1) == targets).mean() < 0.5
+    hint = hint_at_orientation(network, changed, (targets + (outputs.argmax(1) == targets)) % 10,
+                               outputs)
+    assert words in hint

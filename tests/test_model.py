@@ -191,3 +191,37 @@ def test_a_flipped_bit_is_seen(net, tmp_path):
     path.write_bytes(content)
     with pytest.raises(MNISTError, match="wrong checksum"):
         load_network(path)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model_state_dict": state},
+    lambda state: {"module." + key: value for key, value in state.items()},
+    lambda state: {"_orig_mod." + key: value for key, value in state.items()},
+    lambda state: {"state_dict": {"model." + key: value for key, value in state.items()},
+                   "pytorch-lightning_version": "2.0"}])
+def test_wrapped_weights_are_unwrapped_with_a_word(tmp_path, capsys, wrap):
+    net = Net()
+    torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
+    loaded = load_network(str(tmp_path / "wrapped.pth")).net
+    assert torch.equal(loaded.fc2.weight, net.fc2.weight)
+    assert "wrapped.pth: " in capsys.readouterr().err
+
+
+def test_what_is_no_weights_file_is_named_for_what_it_is(tmp_path):
+    torch.jit.save(torch.jit.trace(Net(), torch.zeros(1, 1, 28, 28)), str(tmp_path / "net.pt"))
+    with pytest.raises(UnavailableError, match="is TorchScript, a program"):
+        load_network(str(tmp_path / "net.pt"))
+    for name, words in (("a.npz", "numpy's"), ("a.rt", "a TensorRT engine"), ("a.onnx", "engines")):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(UnavailableError, match=words):
+            load_network(str(tmp_path / name))
+
+
+def test_weights_carry_their_image_set_and_stay_a_plain_state_dict(tmp_path):
+    image_set = MNIST._replace(name="pets", shape=(3, 28, 28), classes=("cat", "dog"),
+                               mean=(0.5,) * 3, std=(0.2,) * 3)
+    net = Net(image_set.shape, 2)
+    save_weights(net, tmp_path / "a.pth", "net", image_set)
+    Net(image_set.shape, 2).load_state_dict(torch.load(tmp_path / "a.pth"))
+    os.rename(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert load_network(str(tmp_path / "b.pth")).image_set == image_set

@@ -161,6 +161,7 @@ class EngineProcess:
     def end(self):
         """End the process, whatever it does."""
         if self.process.is_alive():
+            self.wake()  # Python 3.6 can only terminate, which a stopped process doesn't notice
             getattr(self.process, "kill", self.process.terminate)()
             self.process.join()
 

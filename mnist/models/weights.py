@@ -12,6 +12,7 @@ import io
 import os
 import pickle
 import re
+import sys
 import types
 import zipfile
 from typing import NamedTuple
@@ -203,19 +204,49 @@ def read_state(path, trust_pickle=False):
     """
     if not os.path.isfile(path):
         raise UnavailableError(f"no weights file {path}; TrainMNIST.py makes one")
-    if os.path.splitext(path)[1] == ".onnx":
-        raise UnavailableError(f"{path} is what engines make of weights: give the .pth file it was "
-                               "made of; --precision int8 takes the int8 one beside that")
+    other = NOT_WEIGHTS.get(os.path.splitext(path)[1].lower())
+    if other:
+        raise UnavailableError(f"{path} is {other}")
     state = read_pickle(path, trust_pickle)
     if isinstance(state, nn.Module):
         state = state.state_dict()
     if not isinstance(state, dict):
         raise MNISTError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return unwrap(state, path)
+
+
+def unwrap(state, path):
+    """The state dict inside what other trainings write: a checkpoint's dictionary, or keys that a
+    wrapper has given a prefix. It is said what was unwrapped."""
+    for key in WRAPPERS:
+        if isinstance(state.get(key), dict):
+            print(f"{path}: taken out of its {key!r}", file=sys.stderr)
+            state = state[key]
+    for prefix in PREFIXES:
+        if state and all(str(key).startswith(prefix) for key in state):
+            print(f"{path}: without {prefix!r} before each name", file=sys.stderr)
+            facts = getattr(state, "facts", None)
+            state = collections.OrderedDict((key[len(prefix):], state[key]) for key in state)
+            state.facts = facts
     return state
+
+
+# Files that are something else, by their extension, with the way to weights.
+ENGINE = ("what engines make of weights: give the .pth file it was made of; --precision int8 takes "
+          "the int8 one beside that")
+NOT_WEIGHTS = {".onnx": ENGINE, ".rt": "a TensorRT engine; InfMNISTcudaRT.py --engine times it",
+               ".engine": "a TensorRT engine; InfMNISTcudaRT.py --engine times it",
+               ".npz": "numpy's: torch.save a state dict of the arrays, torch.from_numpy each"}
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # Lightning's and most tutorials'
+# DataParallel's, torch.compile's, Lightning's.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read_pickle(path, trust_pickle):
     """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
+    if is_torchscript(path):
+        raise UnavailableError(f"{path} is TorchScript, a program: save its weights where it is "
+                               "loaded: torch.save(torch.jit.load(FILE).state_dict(), WEIGHTS)")
     how = dict(weights_only=not trust_pickle) if HAS_WEIGHTS_ONLY else {}
     if not HAS_WEIGHTS_ONLY and not trust_pickle:
         how = dict(pickle_module=tensors_only())
@@ -232,6 +263,14 @@ def read_pickle(path, trust_pickle):
                 "was made: torch.save(net.state_dict(), FILE)") from error
         raise MNISTError(f"{path} is not a weights file, or is damaged "
                          f"({first_line(error)})") from error
+
+
+def is_torchscript(path):
+    """Whether a file is a network saved by torch.jit.save, with its code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def check_archive(path):

@@ -1,0 +1,250 @@
+"""TransferMNIST.py: backbones, values to predict, and what often goes wrong elsewhere."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED_DATA
+from PIL import Image
+from scripts import refused, run
+
+from mnist.datasets import targets
+from mnist.datasets.folder import to_shape
+from mnist.datasets.image_set import ImageSet
+from mnist.engines import registry
+from mnist.engines.trt_cache import EngineFile
+from mnist.errors import UnavailableError
+from mnist.models.backbones import Transfer, find_transfer, load_pretrained, transfer_name
+from mnist.models.fold import fold
+from mnist.models.weights import Network, load_network, read_state, save_weights
+from mnist.training.augment import augment
+from mnist.training.loop import make_generator
+
+LITE0 = "efficientnet-lite0"
+FRAMES = ImageSet(
+    "frames", (3, 20, 20), ("x", "y"), (0.5,) * 3, (0.25,) * 3, "regression", "frames")
+
+
+def noise(*shape, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of six pictures, light ones and dark ones."""
+    for level, name in enumerate(("dark", "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            picture = noise(30, 40, 3, seed=number) // 4 + 150 * level
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "photos" / name /
+                                                           f"{number}.png")
+    return tmp_path / "photos"
+
+
+def transfer(tmp_path, *flags, **settings):
+    return run("TransferMNIST.py", "--backbone", LITE0, "--pretrained", "none", "--size", 32,
+               "--epochs", 1, "--threads", 1, "--output", tmp_path / "transfer.pth", *flags,
+               **settings)
+
+
+# --- Backbones ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", [LITE0, "resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_a_backbone_gets_a_head_of_its_own(backbone):
+    if backbone != LITE0:
+        pytest.importorskip("torchvision")
+    name = transfer_name(backbone, 64, bgr=True)
+    net = find_transfer(name)((3, 20, 30), 7).eval()
+    with torch.no_grad():
+        outputs = net(torch.zeros(2, 3, 20, 30))
+    assert outputs.shape == (2, 7) and net.bgr and net.size == 64
+    assert torch.allclose(outputs.exp().sum(1), torch.ones(2))
+
+
+def test_lite0_has_the_parameters_of_the_paper_s_network():
+    net = Transfer((3, 224, 224), 1000, LITE0)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 4652008
+
+
+def test_pretrained_weights_are_held_against_the_digits_in_their_name(tmp_path):
+    """As torchvision's resnet18-f37072fd.pth: right names and shapes, here with our own numbers."""
+    models = pytest.importorskip("torchvision.models")
+    content = tmp_path / "content"
+    torch.save(models.resnet18().state_dict(), content)
+    digits = hashlib.sha256(content.read_bytes()).hexdigest()[:8]
+    os.rename(content, tmp_path / f"resnet18-{digits}.pth")
+    net = Transfer((3, 32, 32), 4, "resnet18", 32)
+    before = net.backbone.conv1.weight.clone()
+    load_pretrained(net, read_state, str(tmp_path / f"resnet18-{digits}.pth"))
+    assert not torch.equal(net.backbone.conv1.weight, before)
+    assert not any(module.training for module in net.train().modules()
+                   if isinstance(module, torch.nn.BatchNorm2d))  # their averages are kept
+    os.rename(tmp_path / f"resnet18-{digits}.pth", tmp_path / "resnet18-f37072fd.pth")
+    with pytest.raises(UnavailableError, match=f"SHA-256 begins with {digits}, not f37072fd"):
+        load_pretrained(net, read_state, str(tmp_path / "resnet18-f37072fd.pth"))
+    other = Transfer((3, 32, 32), 4, "resnet34", 32)
+    with pytest.raises(UnavailableError, match="isn't of resnet34"):
+        os.rename(tmp_path / "resnet18-f37072fd.pth", tmp_path / "mine.pth")
+        load_pretrained(other, read_state, str(tmp_path / "mine.pth"))
+
+
+def test_weights_that_cannot_be_had_are_told_in_a_line(photos, tmp_path):
+    _, err = refused("TransferMNIST.py", "--data", photos, "--pretrained", "nowhere.pth",
+                     "--backbone", LITE0, "--output", tmp_path / "a.pth")
+    assert "there is no file nowhere.pth" in err
+    _, err = refused("TransferMNIST.py", "--data", photos, "--backbone", "nonsense",
+                     "--output", tmp_path / "a.pth")
+    assert "nonsense" in err
+
+
+def test_bgr_weights_see_the_channels_turned_round():
+    torch.manual_seed(0)
+    net = Transfer((3, 32, 32), 3, LITE0, 32).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        plain = net(x.flip(1))
+        net.bgr = True
+        assert torch.equal(net(x), plain)
+
+
+# --- The five complaints --------------------------------------------------------------------------
+
+
+def test_one_preprocessing_in_training_evaluation_engine_and_server(photos, tmp_path):
+    """A picture has the same outputs on every way, and the classes keep their order."""
+    from mnist.serving.page import PageRoutes
+    out, _ = transfer(tmp_path, "--data", photos)
+    assert "saved" in out
+    network = load_network(str(tmp_path / "transfer.pth"))
+    assert network.image_set.classes == ("dark", "light")
+    picture = noise(50, 70, 3, seed=9)
+    image = to_shape(picture, network.image_set.shape)
+    reference = registry.reference_log_probs(network, image[None])
+    with torch.no_grad():
+        raw = fold(network.net, network.image_set)(torch.from_numpy(image[None]).float())
+    np.testing.assert_allclose(raw.numpy(), reference, atol=1e-3)
+    for name in ("torch", "onnxruntime"):
+        if not registry.why_not(name):
+            engine = registry.open_engine(name, network, batch_size=1, tuning=False, threads=1)
+            np.testing.assert_allclose(engine(image[None]), reference, atol=1e-3)
+    page = PageRoutes({}, {})
+    model = type("Model", (), {"network": network})
+    prepared = json.loads(page.prepared(model, picture).body)
+    import base64
+    assert base64.b64decode(prepared["image"]) == image.tobytes()
+
+
+def test_an_engine_of_a_network_trained_anew_is_stale_and_says_so(tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx builds real engines")
+    image_set = FRAMES._replace(task="classification")
+    net = Transfer(image_set.shape, 2, LITE0, 32).eval()
+    network = Network(net, image_set, transfer_name(LITE0, 32), str(tmp_path / "a.pth"))
+    EngineFile(network, "fp32", (1, 1)).build()
+    net.head.bias.data += 1
+    assert EngineFile(network, "fp32", (1, 1)).read() is None
+    assert "weights_sha256" in capsys.readouterr().err
+
+
+def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
+    for name, words in (("NetTransfer.engine", "a TensorRT engine"),
+                        ("NetTransfer.onnx", "what engines make of weights")):
+        (tmp_path / name).write_bytes(b"x")
+        _, err = refused("InferenceMNIST.py", "--weights", tmp_path / name)
+        assert words in err
+
+
+def test_what_lies_across_changes_its_sign_when_a_frame_is_flipped():
+    """A clicked pixel p becomes w-1-p, exactly."""
+    pixels = torch.tensor([3.0, 20.0, 0.0] * 20)
+    wanted = torch.stack([(pixels - 10) / 10, torch.full((60,), 0.25)], 1)
+    x = torch.arange(20.0).expand(60, 3, 20, 20)
+    flipped, values = augment(FRAMES, x, wanted, make_generator("cpu", 0))
+    turned = flipped[:, 0, 0, 0] > flipped[:, 0, 0, 19]
+    assert 15 < turned.sum() < 45
+    assert torch.allclose(values[turned][:, 0], ((19 - pixels[turned]) - 10) / 10)
+    assert torch.equal(values[~turned], wanted[~turned]) and (values[:, 1] == 0.25).all()
+
+
+# --- Values ---------------------------------------------------------------------------------------
+
+
+def test_values_from_names_csv_and_catalogs(tmp_path):
+    uuid = "40ab7cec-9630-11f1-bdbe-02178c8ee66d"
+    for folder, name in (("jetbot", f"xy_050_010_{uuid}.jpg"), ("jetracer", f"100_020_{uuid}.jpg"),
+                         ("csv", "a.jpg"), ("tub", "1_cam_image_array_.jpg")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(noise(40, 100, 3)).save(tmp_path / folder / name)
+    (tmp_path / "csv" / "labels.csv").write_text("image,angle,throttle\na.jpg,-0.5,1\n")
+    (tmp_path / "tub" / "catalog_0.catalog").write_text(json.dumps(
+        {"cam/image_array": "1_cam_image_array_.jpg", "user/angle": 0.25, "_index": 1}) + "\n")
+    for folder, expected in (("jetbot", (0.0, -0.5)), ("jetracer", (1.0, 0.0)), ("csv", (-0.5,)),
+                             ("tub", (0.25,))):
+        names, frames = targets.find_frames(str(tmp_path / folder))
+        _, values, _ = targets.decode_frames(frames, (3, 8, 8))
+        assert values[0].tolist() == pytest.approx(list(expected)) and len(names) == len(expected)
+
+
+def test_frames_are_parted_by_time_where_there_is_an_order():
+    frames = [targets.Frame(str(k), (0.0,), time=float(10 - k)) for k in range(10)]
+    assert [frame.path for frame in targets.frames_of_split(frames, "test")] == ["1", "0"]
+
+
+@pytest.mark.parametrize("content, words", [
+    ("image,angle\na.jpg,2\n", "values go from -1 to 1, not from 2 to 2: scale them"),
+    ("image,angle\na.jpg,left\n", "line 2: not a number"),
+    ("image,angle\nb.jpg,0\n", "there is no picture b.jpg"),
+])
+def test_a_table_that_is_wrong_is_told_in_a_line(tmp_path, content, words):
+    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "a.jpg")
+    (tmp_path / "labels.csv").write_text(content * 1)
+    with pytest.raises(UnavailableError, match=words):
+        targets.decode_frames(targets.find_frames(str(tmp_path))[1], (3, 8, 8))
+
+
+def test_values_are_learned_judged_and_drawn(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    lines = ["image,angle,timestamp_ms"]
+    for number in range(20):
+        Image.fromarray(noise(24, 24, 3, seed=number)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{number / 20 - 0.5},{number}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    out, _ = transfer(tmp_path, "--data", folder, "--plot", tmp_path / "values.png")
+    assert "angle: RMSE" in out and "always the mean" in out
+    assert (tmp_path / "values.png").stat().st_size > 5000
+    network = load_network(str(tmp_path / "transfer.pth"))
+    assert network.image_set.task == "regression" and network.image_set.classes == ("angle",)
+    out, _ = run("InferenceMNIST.py", "--weights", tmp_path / "transfer.pth", "--data", folder,
+                 "--repeat", 1, "--batch-size", 2, "--threads", 1)
+    assert "RMSE" in out and "correct" not in out
+
+
+def test_clicked_frames_of_a_real_set_are_read(tmp_path):
+    import zipfile
+    path = os.path.join(SHARED_DATA, "imagesets", "regression", "jetracer_road_following_A.zip")
+    if not os.path.isfile(path):
+        pytest.skip(f"{path} isn't there")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    image_set = targets.describe_frames(str(tmp_path), 32)
+    parts = [targets.read_frames(str(tmp_path), split, image_set) for split in ("train", "test")]
+    assert [len(part[0]) for part in parts] == [40, 10] and image_set.classes == ("x", "y")
+    assert np.abs(parts[0][1]).max() <= 1
+
+
+def test_a_class_of_one_picture_is_refused(photos, tmp_path):
+    for name in range(1, 6):
+        os.remove(photos / "light" / f"{name}.png")
+    _, err = transfer(tmp_path, "--data", photos, status=2)
+    assert "class light has 1 picture" in err
+
+
+def test_a_network_of_values_is_saved_and_loaded(tmp_path):
+    name = transfer_name(LITE0, 32, regression=True)
+    net = find_transfer(name)(FRAMES.shape, 2).eval()
+    save_weights(net, tmp_path / "a.pth", name, FRAMES)
+    assert load_network(str(tmp_path / "a.pth")).image_set == FRAMES

@@ -27,7 +27,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_these_are_the_programs():
     assert PROGRAMS == ["CompareMNIST.py", "CompressMNIST.py", "GraphMNIST.py", "InfMNISTcudaRT.py",
                         "InferenceMNIST.py", "MNISTshowFeat.py", "SearchMNIST.py",
-                        "ServeMNIST.py", "TrainMNIST.py"]
+                        "ServeMNIST.py", "TrainMNIST.py", "TransferMNIST.py"]
 
 
 def quickest(*command):

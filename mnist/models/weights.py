@@ -238,21 +238,20 @@ NOT_WEIGHTS = {".onnx": ENGINE, ".rt": "a TensorRT engine; InfMNISTcudaRT.py --e
                ".engine": "a TensorRT engine; InfMNISTcudaRT.py --engine times it",
                ".npz": "numpy's: torch.save a state dict of the arrays, torch.from_numpy each"}
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # Lightning's and most tutorials'
-# DataParallel's, torch.compile's, Lightning's.
+# DataParallel's, a compiled module's, Lightning's.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read_pickle(path, trust_pickle):
     """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
-    if is_torchscript(path):
-        raise UnavailableError(f"{path} is TorchScript, a program: save its weights where it is "
-                               "loaded: torch.save(torch.jit.load(FILE).state_dict(), WEIGHTS)")
     how = dict(weights_only=not trust_pickle) if HAS_WEIGHTS_ONLY else {}
     if not HAS_WEIGHTS_ONLY and not trust_pickle:
         how = dict(pickle_module=tensors_only())
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", **how)
+    except UnavailableError:
+        raise
     except OSError as error:
         raise MNISTError(f"can't read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -265,16 +264,9 @@ def read_pickle(path, trust_pickle):
                          f"({first_line(error)})") from error
 
 
-def is_torchscript(path):
-    """Whether a file is a network saved by torch.jit.save, with its code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
 def check_archive(path):
-    """Raise zipfile.BadZipFile where torch's zip archive `path` is damaged or would expand.
+    """Raise zipfile.BadZipFile where torch's zip archive `path` is damaged or would expand,
+    UnavailableError where it is TorchScript.
 
     torch doesn't compress, but expands what is compressed to any size before it looks at it; and it
     doesn't check the checksums.
@@ -282,6 +274,10 @@ def check_archive(path):
     if not zipfile.is_zipfile(path):
         return  # torch's older format, or no weights: torch.load will tell
     with zipfile.ZipFile(path) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise UnavailableError(
+                f"{path} is TorchScript, a program: save its weights where it is loaded: "
+                "torch.save(torch.jit.load(FILE).state_dict(), WEIGHTS)")
         size = sum(record.file_size for record in archive.infolist())
         if size > os.path.getsize(path):
             raise zipfile.BadZipFile(f"{size} bytes packed into fewer")

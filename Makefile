@@ -44,7 +44,7 @@ $(VENV)/installed-test: requirements/test.txt requirements/optional.txt $(VENV)/
 	$(VENV)/bin/python -m pip install --quiet -r requirements/test.txt
 	touch $@
 
-$(OLDEST)/installed: requirements/oldest.txt requirements/test.txt
+$(OLDEST)/installed: requirements/oldest.txt requirements/serve.txt requirements/test.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet -r requirements/oldest.txt -r requirements/test.txt
 	touch $@

@@ -1,23 +1,23 @@
-"""The pictures of the notebook: digits, maps, filters, drawings, times.
+"""The pictures of the notebook: images, maps, filters, drawings, times.
 
 Each function gives a matplotlib figure, which a notebook shows and `save_figure` saves.
 """
 
 import numpy as np
 
-from mnist.bench.plots import draw_trade_off, draw_training, new_figure, plain_ticks
+from mnist.bench.plots import draw_trade_off, draw_training, new_figure, plain_ticks, show_image
 
 INK = "gray_r"  # digits are shown as ink on paper
 DPI = 80
 
 
-def show_digits(images, captions=None, columns=10):
-    """Digits (N, 28, 28) side by side, each with its caption."""
+def show_images(images, captions=None, columns=10):
+    """Images uint8 (N, C, H, W) side by side, each with its caption."""
     rows = -(-len(images) // columns)
     figure = new_figure(columns * 0.95, rows * (1.25 if captions is not None else 1), DPI)
     for k, image in enumerate(images):
         panel = figure.add_subplot(rows, columns, k + 1)
-        draw_image(panel, image)
+        show_image(panel, image)
         if captions is not None:
             panel.set_title(captions[k], fontsize=9)
     figure.tight_layout(pad=0.4)
@@ -54,13 +54,13 @@ def _rectangle(x, y, width, height):
 
 
 def show_maps(digit, layers, maps, shown=10):
-    """A digit, and below it the first maps of each layer.
+    """A digit (1, H, W), and below it the first maps of each layer.
 
     layers: `Layer`s of mnist/models/features.py; maps: their `Maps` of the digit.
     """
     figure = new_figure(9.5, 1.15 * (len(layers) + 1), DPI)
     grid = figure.add_gridspec(len(layers) + 1, shown)
-    draw_image(figure.add_subplot(grid[0, 0]), digit)
+    show_image(figure.add_subplot(grid[0, 0]), digit)
     for line, (layer, made) in enumerate(zip(layers, maps), start=1):
         low, high = made.maps.min(), made.maps.max()
         for k, image in enumerate(made.maps[:shown]):

@@ -19,7 +19,7 @@ from pages import ROOT, fill, read_json
 
 from mnist.bench.tables import read_record
 from mnist.cli import make_parser, run_program
-from MNISTmodel import DEFAULT_NETWORKS, NETWORKS, count_macs, count_parameters
+from MNISTmodel import NETWORKS, count_macs, count_parameters
 
 # What was published for these networks, % of the test digits.
 PUBLISHED = {"net": "98.9", "lenet5": "98.92", "separable": "97.87"}
@@ -60,7 +60,7 @@ def make_table(found, comparison):
               "published %", "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
     lines = [header, ["---"] + ["--:"] * (len(header) - 1)]
     for name in NETWORKS:
-        if name.startswith("separable-") or name in DEFAULT_NETWORKS.values() or name == "resnet8":
+        if name.startswith(("separable-", "pooled-", "resnet")):
             continue  # variants that are trained in studies alone, and other image sets'
         known = cells(name, found[name]) if name in found else cells_without_record(name)
         lines.append(known + [times(comparison, name, engine) for engine in engines])

@@ -1,19 +1,13 @@
-"""TensorRT's real Python bindings, without TensorRT: fetched, given empty libraries, described.
+"""TensorRT's real Python bindings, without TensorRT: fetched, and given empty libraries.
 
     python tests/real_tensorrt.py          fetches what isn't there yet into .venv-tensorrt/
 
 The bindings alone are on PyPI, a megabyte each. They need TensorRT's libraries, of which they use
 nine to twelve functions: empty libraries that export these let them be imported on a machine
 without TensorRT and without a GPU. Nothing can be built or run with them, as there is nothing
-behind; but every class, method, argument and enumeration of that version is there.
-
-`hold` compares with them what our code did to a stand-in (see watched.py), `hold_stand_in` the
-stand-in itself. What a version's folder lacks, and why, stands in its file `why_not`.
+behind. What a version's folder lacks, and why, stands in its file `why_not`.
 """
 
-import functools
-import inspect
-import json
 import os
 import re
 import shutil
@@ -132,141 +126,6 @@ def environment(version, libraries=True):
     if libraries:
         changed["LD_LIBRARY_PATH"] = os.path.join(folder, "empty")
     return changed
-
-
-@functools.lru_cache(maxsize=None)
-def surface(version):
-    """What a version has, see describe_bindings.py; "rtx": the installed TensorRT-RTX."""
-    script = os.path.join(HERE, "describe_bindings.py")
-    if version == "rtx":
-        return json.loads(run(sys.executable, script, "tensorrt_rtx"))
-    return json.loads(run(sys.executable, script, "tensorrt", env=environment(version)))
-
-
-# --- Holding against it ---------------------------------------------------------------------------
-
-# Python types that pybind11 takes for what a docstring says, by the last part of its name.
-TAKES = {
-    "int": {"int"}, "SupportsInt": {"int"}, "SupportsIndex": {"int"}, "str": {"str"},
-    "bool": {"bool"}, "tuple": {"tuple"}, "list": {"list"}, "List": {"list", "tuple"},
-    "Sequence": {"list", "tuple"}, "buffer": {"bytes"}, "Buffer": {"bytes"},
-    "Dims": {"tuple", "list"},
-}
-
-
-def parameters(signature):
-    """[(name, type, whether it may be left out)] of a documented signature, self excepted."""
-    inside = signature[signature.index("(") + 1:signature.rindex(") ->")]
-    found, depth, start = [], 0, 0
-    for position, letter in enumerate(inside + ","):
-        depth += (letter in "([{<") - (letter in ")]}>")
-        if letter == "," and not depth:
-            found.append(inside[start:position].strip())
-            start = position + 1
-    split = (re.match(r"(\w+): (.*?)( = .*)?$", text).groups() for text in found if text)
-    return [(name, kind, default is not None) for name, kind, default in split][1:]
-
-
-def takes(documented, classes):
-    """Whether a documented type takes an argument of these classes."""
-    for option in documented.split(" | "):
-        name = re.sub(r"\[.*", "", option).split("::")[-1].split(".")[-1]
-        if TAKES.get(name, {name}) & set(classes):
-            return True
-    return False
-
-
-def refuses(signature, note):
-    """Why a documented signature refuses a call; None where it takes it."""
-    wanted = parameters(signature)
-    if len(note.arguments) > len(wanted):
-        return f"takes {len(wanted)} arguments"
-    given = dict(zip((name for name, _, _ in wanted), note.arguments))
-    for keyword, classes in note.keywords.items():
-        if keyword not in [name for name, _, _ in wanted]:
-            return f"has no argument {keyword}"
-        if keyword in given:
-            return f"is given {keyword} twice"
-        given[keyword] = classes
-    for name, kind, optional in wanted:
-        if name not in given and not optional:
-            return f"lacks {name}"
-        if name in given and not takes(kind, given[name]):
-            return f"takes a {kind} for {name}, not a {given[name][0]}"
-    return None
-
-
-def complaint(note, real):
-    """Why the real version would not do what our code did, as a clause; None where it would."""
-    entry = real.get(note.kind, {}).get(note.name)
-    if note.how == "absent":
-        return "is there, in the stand-in it is not" if entry else None
-    if entry is None:
-        return "isn't there"
-    if note.how == "read":
-        return None
-    if note.how == "set":
-        documented = entry.get("setter")
-    elif entry["is"] == "class":
-        documented = real[note.name]["__init__"]["signatures"]
-    else:
-        documented = entry.get("signatures")
-    if not documented:
-        return f"is a {entry['is']} that our code can't {note.how}"
-    reasons = [refuses(signature, note) for signature in documented]
-    return None if None in reasons else " or ".join(reasons)
-
-
-def hold(noted, real):
-    """What a version would refuse of the things noted, one line each."""
-    lines = []
-    for note in noted:
-        clause = complaint(note, real)
-        if clause:
-            lines.append(f"{note.kind}.{note.name} ({note.how}) {clause}")
-    return sorted(set(lines))
-
-
-def own_names(cls):
-    """The public names that a class of the stand-in defines itself."""
-    return [name for name in vars(cls)
-            if not name.startswith("_") or name == "__init__" and "__init__" in vars(cls)]
-
-
-def hold_stand_in(trt, real):
-    """In what the stand-in claims more, or other arguments, than the real version has."""
-    lines = []
-    classes = {name: value for name, value in vars(trt).items() if isinstance(value, type)}
-    for name, cls in classes.items():
-        if name not in real:
-            lines.append(f"{name} isn't there")
-            continue
-        # Members of an enumeration, and what only TensorRT makes, have no constructor to compare.
-        members = getattr(cls, "__members__", None)
-        for attribute in members or own_names(cls):
-            entry = real[name].get(attribute)
-            if attribute == "__init__" and not (entry or {}).get("signatures", [""])[0].startswith(
-                    "__init__("):
-                continue
-            if entry is None:
-                lines.append(f"{name}.{attribute} isn't there")
-            elif entry["is"] == "method":
-                lines += compare_arguments(f"{name}.{attribute}", getattr(cls, attribute), entry)
-            elif callable(getattr(cls, attribute)) and not isinstance(
-                    getattr(cls, attribute), type) and not members:
-                lines.append(f"{name}.{attribute} is no method")
-    return sorted(lines)
-
-
-def compare_arguments(name, function, entry):
-    """A line where no documented signature has just these arguments, names and defaults."""
-    if not inspect.isfunction(function):
-        return [f"{name} is a method"]
-    ours = [(key, value.default is not value.empty)
-            for key, value in list(inspect.signature(function).parameters.items())[1:]]
-    theirs = [[(key, optional) for key, _, optional in parameters(signature)]
-              for signature in entry["signatures"]]
-    return [] if ours in theirs else [f"{name} takes {theirs}, the stand-in {ours}"]
 
 
 if __name__ == "__main__":

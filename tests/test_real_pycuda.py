@@ -137,7 +137,7 @@ sys.modules["tensorrt"] = fake_tensorrt.fake_tensorrt("8.2.1.9", device)
 torch.manual_seed(0)
 net = Net().eval()
 net.fc2.weight.data.mul_(20)
-digits = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+digits = np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), np.uint8)
 
 def open_one():
     return open_engine("tensorrt", Network(net), "cuda", "fp32", 16, memory="pycuda")

@@ -145,7 +145,9 @@ def tidied(model, image_set):
     used = {node.domain for node in model.graph.node}
     for opset in [opset for opset in model.opset_import if opset.domain not in used]:
         model.opset_import.remove(opset)
-    del model.graph.value_info[:], model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    if hasattr(model.graph, "metadata_props"):  # since onnx 1.16
+        del model.graph.metadata_props[:]
     onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
     return model
 

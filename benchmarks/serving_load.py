@@ -1,6 +1,5 @@
-"""The load of serving.py: wrk with its scripts, clients that are slow, and the memory they cost."""
+"""The load of serving.py: wrk with its scripts, and the memory that it costs."""
 
-import asyncio
 import collections
 import contextlib
 import json
@@ -8,7 +7,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 
 from mnist.errors import UnavailableError
 
@@ -24,7 +22,8 @@ def plain_script(digits):
 
 
 def binary_script(digits):
-    head = json.dumps({"inputs": [{"name": "image", "shape": [digits, 28, 28], "datatype": "UINT8",
+    head = json.dumps({"inputs": [{"name": "image", "shape": [digits, 1, 28, 28],
+                                   "datatype": "UINT8",
                                    "parameters": {"binary_data_size": 784 * digits}}],
                        "parameters": {"binary_data_output": True}})
     return (f'wrk.method = "POST"\nwrk.headers["Inference-Header-Content-Length"] = "{len(head)}"\n'
@@ -32,9 +31,8 @@ def binary_script(digits):
 
 
 def json_script(digits, datatype="UINT8"):
-    shape = [digits, 28, 28] if datatype == "UINT8" else [digits, 1, 28, 28]
-    body = json.dumps({"inputs": [{"name": "image", "shape": shape, "datatype": datatype,
-                                   "data": [7, 130] * (392 * digits)}]})
+    body = json.dumps({"inputs": [{"name": "image", "shape": [digits, 1, 28, 28],
+                                   "datatype": datatype, "data": [7, 130] * (392 * digits)}]})
     return ('wrk.method = "POST"\nwrk.headers["Content-Type"] = "application/json"\n'
             f"wrk.body = [==[{body}]==]\n")
 
@@ -77,45 +75,6 @@ def read_wrk(out):
 
 def in_ms(number, unit):
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
-
-
-class Crowd:
-    connected = 0
-
-
-@contextlib.contextmanager
-def slow_clients(port, count):
-    """So many clients that send a byte of a request each second, and begin anew when refused."""
-    crowd, stopped = Crowd(), threading.Event()
-
-    async def client():
-        while not stopped.is_set():
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                crowd.connected += 1
-                try:
-                    for byte in b"POST /v2/models/net/infer HTTP/1.1\r\nHost: localhost\r\n":
-                        writer.write(bytes([byte]))
-                        await writer.drain()
-                        await asyncio.sleep(1)
-                        if stopped.is_set():
-                            break
-                finally:
-                    crowd.connected -= 1
-                    writer.close()
-            await asyncio.sleep(0.1)
-
-    async def run():
-        await asyncio.gather(*(client() for _ in range(count)))
-
-    thread = threading.Thread(target=lambda: asyncio.new_event_loop().run_until_complete(run()))
-    thread.start()
-    time.sleep(2)
-    try:
-        yield crowd
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def memory(pid):

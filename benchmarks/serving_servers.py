@@ -60,7 +60,7 @@ def export(folder):
     from mnist.models.weights import load_network
     path = os.path.join(folder, "net.onnx")
     with open(path, "wb") as file:
-        file.write(onnx_bytes(load_network(network="net").net))
+        file.write(onnx_bytes(load_network(network="net")))
     return path
 
 
@@ -134,8 +134,8 @@ import numpy as np
 from mnist.engines.registry import open_engine, set_threads
 from mnist.models.weights import load_network
 set_threads(1)
-engine = open_engine(sys.argv[1], load_network(network="net").net, "cpu", batch_size=64)
-digits = np.random.RandomState(0).randint(0, 256, (64, 28, 28)).astype(np.uint8)
+engine = open_engine(sys.argv[1], load_network(network="net"), "cpu", batch_size=64)
+digits = np.random.RandomState(0).randint(0, 256, (64, 1, 28, 28)).astype(np.uint8)
 engine(digits)
 print("ready", flush=True)
 for line in sys.stdin:

@@ -212,7 +212,7 @@ def test_passes_go_on_until_the_engine_is_steady():
     assert row["end_to_end"]["median_ms"] == pytest.approx(10)
     assert row["end_to_end"]["total_s"] == pytest.approx(0.5)  # of one pass, the steady one
     assert row["end_to_end"]["unsteady"] == pytest.approx(1) and row["passes"] > 1
-    assert bench.unsteady_warnings([row]) == bench.first_call_warnings([row]) == []
+    assert bench.unsteady_warnings([row], "why") == bench.first_call_warnings([row]) == []
     assert engine.clock.now < 20  # and no longer
 
 
@@ -225,9 +225,17 @@ class Slowing(FakeEngine):
 def test_what_never_gets_steady_is_said_when_the_time_is_up(clock):
     row = measure(Slowing(batch_size=2, delay=1e-4), deadline=2)
     assert row["passes"] > 1
-    warning, = bench.unsteady_warnings([row, row])
+    warning, = bench.unsteady_warnings([row, row], "the clock")
     assert "never got steady" in warning and warning.count("net: fake cpu fp32 batch 2 (") == 2
-    assert bench.unsteady_warnings([dict(row, end_to_end=None)]) == []  # one that failed
+    assert warning.endswith("; the clock")
+    assert bench.unsteady_warnings([dict(row, end_to_end=None)], "why") == []  # one that failed
+
+
+@pytest.mark.parametrize("quota, used, why", [
+    (0.3, 0.9, "quota of 0.3 of 2 CPUs"), (None, 0.3, "other programs used 30%"),
+    (2.0, 0.01, "the clock changed"), (None, None, "something else")])
+def test_what_disturbed_is_said(quota, used, why):
+    assert why in bench.why_unsteady({"cpus": 2, "cpu_quota": quota}, used)
 
 
 def test_a_first_call_far_from_the_median_is_warned_of():

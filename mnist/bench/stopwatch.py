@@ -39,6 +39,7 @@ CALLS_BEYOND_PERCENTILE = 10
 
 # Other programs that use more than this part of the CPUs during a run disturb it.
 QUIET = 0.05
+DISTURBING = 0.02  # enough to explain a row that never got steady
 
 
 def take_turns(stopwatches, repeat=None, deadline=None):
@@ -361,19 +362,29 @@ def make_record(settings, rows, used_by_others=None):
     if used_by_others is not None and used_by_others > QUIET:
         warnings.append(f"other programs used {used_by_others:.0%} of the CPUs during the run: "
                         "all times are too long, and another run may well differ")
-    warnings += unsteady_warnings(rows) + first_call_warnings(rows) + launch_warnings(rows)
+    warnings += unsteady_warnings(rows, why_unsteady(machine, used_by_others))
+    warnings += first_call_warnings(rows) + launch_warnings(rows)
     return {"schema": SCHEMA, "machine": machine, "settings": settings, "rows": rows,
             "used_by_others": used_by_others, "warnings": warnings}
 
 
-def unsteady_warnings(rows):
-    """Which medians still moved when the time was up, in one warning for all of them."""
+def unsteady_warnings(rows, why):
+    """Which medians still moved when the time was up, in one warning for all of them, and why."""
     moved = [f"{describe_row(row)} ({row['end_to_end']['unsteady'] - 1:.0%})" for row in rows
              if row["end_to_end"] and (row["end_to_end"]["unsteady"] or 0) > STEADY]
-    if not moved:
-        return []
-    return [f"never got steady, the median still moved: {', '.join(moved)}; something else ran, or "
-            "the clock changed"]
+    return [f"never got steady, the median still moved: {', '.join(moved)}; {why}"] if moved else []
+
+
+def why_unsteady(machine, used_by_others):
+    """What disturbed the engines, which don't disturb each other: only one is ever awake."""
+    if machine["cpu_quota"] and machine["cpu_quota"] < machine["cpus"]:
+        return (f"the cgroup's quota of {machine['cpu_quota']:g} of {machine['cpus']} CPUs "
+                "interrupts them")
+    if used_by_others is None:
+        return "something else ran, or the clock changed"
+    if used_by_others > DISTURBING:
+        return f"other programs used {used_by_others:.0%} of the CPUs"
+    return "hardly anything else ran: the clock changed"
 
 
 def first_call_warnings(rows):

@@ -161,7 +161,8 @@ def serve(options):
              "port can use it")
     os.environ[ADDRESS] = json.dumps(sock.getsockname()[:2])
     settings = dict(
-        log_level="error", access_log=False, lifespan="on", ws="none", server_header=False,
+        http=find_protocol(), ws="none", lifespan="on", log_level="error", access_log=False,
+        server_header=False,
         limit_concurrency=1000, backlog=1024, timeout_keep_alive=75, workers=options.workers,
         timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=LONGEST_HEAD)
     known = inspect.signature(uvicorn.Config).parameters  # uvicorn 0.16 lacks some
@@ -179,6 +180,15 @@ def serve(options):
         if application.failure:
             raise application.failure
     print("stopped", flush=True)
+
+
+def find_protocol():
+    """What reads HTTP for uvicorn."""
+    try:
+        from mnist.serving.offers import Protocol
+        return Protocol
+    except ImportError:  # no httptools
+        return "h11"
 
 
 def bind(host, port):

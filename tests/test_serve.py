@@ -157,10 +157,13 @@ def test_what_isnt_a_good_request(server, request_bytes, status):
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
-def test_an_offer_to_upgrade_is_ignored(server, upgrade):
+@pytest.mark.parametrize("method, path, body", [
+    ("GET", "/v2", b""), ("POST", "/v2/models/net/infer", bytes(784))])
+def test_an_offer_to_upgrade_is_ignored(server, method, path, body, upgrade):
     """As Java's HttpClient makes it, and curl --http2."""
-    answer = server.raw(http_bytes("GET", "/v2", Connection="Upgrade, HTTP2-Settings, close",
-                                   Upgrade=upgrade, HTTP2_Settings="AAMAAABkAAQCAAAAAAIAAAAA"))
+    answer = server.raw(http_bytes(method, path, body, Connection="Upgrade, HTTP2-Settings, close",
+                                   Upgrade=upgrade, HTTP2_Settings="AAMAAABkAAQCAAAAAAIAAAAA",
+                                   Inference_Header_Content_Length="0"))
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 

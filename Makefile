@@ -2,7 +2,7 @@
 # make test          set up .venv, lint, run the tests
 # make test-all      every test there is, and the fuzzers and the kills at length
 # make test-gpu      the tests that need a CUDA GPU; all of them are skipped without
-# make test-tensorrt hold our calls against the real TensorRT bindings and pycuda, which it fetches
+# make test-tensorrt run with the real TensorRT bindings and pycuda, which it fetches
 # make test-oldest   run the tests with the oldest torch, numpy and matplotlib that install here
 PYTHON ?= python3
 VENV := .venv

@@ -44,7 +44,7 @@ def parse_arguments():
     parser.add_argument("--network", nargs="+", metavar="NAME",
                         help="built-in networks, or FILE.py:CLASS for your own (default: the ones "
                              "that --weights are of, else net)")
-    parser.add_argument("--weights", nargs="+", metavar="FILE",
+    parser.add_argument("--weights", nargs="+", type=os.path.expanduser, metavar="FILE",
                         help="weights to load, one file for each network (default: what you "
                              "trained, NetMNIST.pth beside the scripts, else what is shipped)")
     add_flags(parser, "trust-pickle")
@@ -59,7 +59,7 @@ def parse_arguments():
     add_flags(parser, "memory", "batch-size", "threads", "no-tuning", "limit", "repeat",
               "seconds", "json", "plot", seconds=60)
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    parser.add_argument("--compare", nargs="+", metavar="FILE",
+    parser.add_argument("--compare", nargs="+", type=os.path.expanduser, metavar="FILE",
                         help="measure nothing; show these records (from --json) beside each other")
     arguments = parser.parse_args()
     if arguments.compare:

@@ -59,7 +59,7 @@ def parse_arguments():
     parser.add_argument("--rebuild", action="store_true",
                         help="build even where an up-to-date engine is there")
     parser.add_argument("--build-only", action="store_true", help="build what is missing, stop")
-    parser.add_argument("--engine", metavar="FILE",
+    parser.add_argument("--engine", type=os.path.expanduser, metavar="FILE",
                         help="time this engine, at its largest batch unless --batch-size says; "
                              "--precision says what it computes in")
     add_flags(parser, "memory", "limit", "repeat", "seconds", "json")

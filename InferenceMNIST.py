@@ -12,6 +12,7 @@ Every time stands beside the accuracy of the same results. For TensorRT see InfM
 every engine of this machine side by side CompareMNIST.py.
 """
 
+import os
 import time
 
 from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
@@ -23,7 +24,7 @@ def main():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
               "batch-size", "threads", "limit", "repeat", "seconds", "json")
-    parser.add_argument("--mistakes", metavar="FILE",
+    parser.add_argument("--mistakes", type=os.path.expanduser, metavar="FILE",
                         help="draw the confusion matrix and the misread images, each with its "
                              "number, class, prediction and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()

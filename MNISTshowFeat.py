@@ -157,7 +157,8 @@ def read_options(argv=None):
     """The command line's options."""
     parser = make_parser(__doc__)
     add_flags(parser, "network", "weights", "trust-pickle", "data", "data-dir")
-    parser.add_argument("--save", metavar="DIR", help="write the pictures into DIR; no window")
+    parser.add_argument("--save", type=os.path.expanduser, metavar="DIR",
+                        help="write the pictures into DIR; no window")
     parser.add_argument("--sample", type=int, metavar="N",
                         help="with --save: the test image to take (default: the first)")
     options = parser.parse_args(argv)

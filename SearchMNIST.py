@@ -123,7 +123,8 @@ def parse_arguments():
                         help="of tune, in all (default: %(default)s)")
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N",
                         help="processes that share the work here (default: %(default)s)")
-    parser.add_argument("--storage", default=os.path.join(ROOT, "SearchMNIST.db"), metavar="FILE",
+    parser.add_argument("--storage", type=os.path.expanduser, metavar="FILE",
+                        default=os.path.join(ROOT, "SearchMNIST.db"),
                         help="where the study lives: an SQLite file, or an address like "
                              "postgresql://USER@HOST/NAME (default: SearchMNIST.db beside the "
                              "scripts)")

@@ -61,7 +61,7 @@ def read_options(argv=None):
                         help="digits that may wait for an engine; beyond it 503 "
                              "(default: %(default)s)")
     parser.add_argument("--access-log", action="store_true", help="print a line for each request")
-    parser.add_argument("--export-triton", metavar="DIR",
+    parser.add_argument("--export-triton", type=os.path.expanduser, metavar="DIR",
                         help="write a model repository for Triton into DIR, and end")
     return parser.parse_args(argv)
 

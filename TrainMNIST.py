@@ -108,7 +108,7 @@ def add_what_is_trained(parser):
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
                              "(default: net, and for fashion-mnist, cifar10 and gtsrb the ones "
                              "whose weights are shipped)")
-    parser.add_argument("--teacher", metavar="WEIGHTS",
+    parser.add_argument("--teacher", type=os.path.expanduser, metavar="WEIGHTS",
                         help="weights of a built-in network whose outputs are learned along with "
                              f"the targets (distillation): {TEACHER_SHARE:g} of the loss")
 

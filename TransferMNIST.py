@@ -86,7 +86,7 @@ def parse_arguments():
     parser.add_argument("--backbone", default="resnet18", metavar="NAME",
                         help="one of torchvision's classification models, or efficientnet-lite0 "
                              "(default: %(default)s)")
-    parser.add_argument("--pretrained", default="imagenet", metavar="FILE",
+    parser.add_argument("--pretrained", default="imagenet", type=os.path.expanduser, metavar="FILE",
                         help="the backbone's weights: imagenet finds or downloads them, none "
                              "starts from random ones (default: %(default)s)")
     parser.add_argument("--train", choices=("head", "last", "all"),

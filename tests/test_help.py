@@ -1,5 +1,6 @@
 """--help of every program: at once, with an example, importing nothing heavy."""
 
+import ast
 import glob
 import os
 import subprocess
@@ -57,3 +58,20 @@ def test_help(program, numpy_seconds):
 def test_help_imports_nothing_heavy(program):
     out = subprocess.check_output([sys.executable, "-c", SHOW_HELP, os.path.join(ROOT, program)])
     assert out.decode().endswith("imported: []\n")
+
+
+def test_every_path_is_expanded():
+    """--json=~/x.json reaches the program with its ~: no shell expands it there."""
+    flags = 0
+    for path in [*(os.path.join(ROOT, name) for name in PROGRAMS),
+                 os.path.join(ROOT, "mnist", "cli.py")]:
+        with open(path, encoding="utf-8") as file:
+            calls = [node for node in ast.walk(ast.parse(file.read()))
+                     if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                         "parser.add_argument", "dict")]
+        for call in calls:
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            if settings.get("metavar") in ("'FILE'", "'DIR'", "'WEIGHTS'"):
+                assert settings.get("type") == "os.path.expanduser", ast.unparse(call)
+                flags += 1
+    assert flags > 12

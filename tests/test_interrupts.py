@@ -32,7 +32,7 @@ def begin(small_mnist):
     return begin
 
 
-def test_training(begin, tmp_path):
+def test_ctrl_c_in_training_leaves_a_checkpoint_or_nothing(begin, tmp_path):
     process = begin("TrainMNIST.py", "--epochs", 1000, "--output", tmp_path / "net.pth")
     read_until(process, "epoch 2/1000")
     out, err = interrupt(process)

@@ -71,7 +71,8 @@ def test_answers_are_those_of_the_network(server, expected, digits):
 
 
 @pytest.mark.parametrize("encode, name", [
-    (gzip.compress, "gzip"), (zlib.compress, "deflate"), (lambda body: body, "identity")])
+    (gzip.compress, "gzip"), (gzip.compress, "x-gzip"), (zlib.compress, "deflate"),
+    (lambda body: body, "identity")])
 def test_compressed_bodies(server, expected, digits, encode, name):
     body, headers = binary_request(digits)
     status, headers, body = server.ask(
@@ -129,7 +130,7 @@ def test_head_is_get_without_a_body(server):
     ("POST", "/page/models/net/picture", 400),
     ("POST", "/page/models/net/layer", 400), ("GET", "/page/models/net/mistake?after=-1", 400),
 ])
-def test_status(server, method, path, status):
+def test_each_path_and_method_has_its_status(server, method, path, status):
     got, headers, body = server.ask(method, path)
     assert got == status
     assert json.loads(body)["error"] and headers["Content-Type"] == "application/json"

@@ -37,7 +37,7 @@ def read(record, *arguments):
     lambda digits: digits.ravel(), lambda digits: digits], ids=["flat", "nested"])
 @pytest.mark.parametrize("datatype, shape", [
     ("UINT8", (3, 28, 28)), ("FP32", (3, 1, 28, 28))])
-def test_numbers(nest, datatype, shape):
+def test_numbers_are_read_however_they_are_nested(nest, datatype, shape):
     _, digits = read(request(datatype=datatype, shape=shape,
                              data=nest(DIGITS.reshape(shape)).tolist()))
     np.testing.assert_array_equal(digits, DIGITS)

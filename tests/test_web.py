@@ -120,7 +120,7 @@ def test_names_for_a_screen_reader(page):
     assert page.js("document.documentElement.lang") == "en"
 
 
-def test_dark(page):
+def test_a_dark_scheme_makes_the_page_dark(page):
     light = page.js("getComputedStyle(document.documentElement).backgroundColor")
     page.dark(True)
     dark = page.js("getComputedStyle(document.documentElement).backgroundColor")
@@ -163,7 +163,7 @@ def base64_of(path):
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def test_first_layer(page):
+def test_the_first_layers_maps_follow_the_drawing(page):
     page.draw(THREE)
     page.driver.find_element("css selector", "summary").click()
     page.wait("$('maps').children.length === 20 && $('filters').children.length === 20")
@@ -176,7 +176,7 @@ def test_first_layer(page):
 
 @pytest.mark.slow
 @pytest.mark.mnist
-def test_test_digits(mnist_dir, tmp_path):
+def test_test_digits_are_paged_through(mnist_dir, tmp_path):
     with serving("--data-dir", mnist_dir) as server, chromium(server.url, tmp_path) as page:
         page.load()
         page.click("next")
@@ -200,7 +200,7 @@ def test_test_digits(mnist_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_lost_server(tmp_path):
+def test_a_server_that_comes_back_is_found_again(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with chromium(f"127.0.0.1:{port}", tmp_path) as page:
@@ -219,7 +219,7 @@ def test_lost_server(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.pen
-def test_pen_digits(page, pen_digits):
+def test_drawn_strokes_are_read(page, pen_digits):
     """Five hundred, each drawn at its own size and place."""
     start = time.monotonic()
     random = np.random.default_rng(0)

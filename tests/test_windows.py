@@ -265,7 +265,7 @@ def test_tablet_pen(window):
         assert (middle == (255 if tip == QTabletEvent.Pen else 0)).all()
 
 
-def test_touch(window):
+def test_a_finger_draws(window):
     """Qt turns a finger into mouse events like these (PyQt5 can't make touch events)."""
     assert QApplication.testAttribute(Qt.AA_SynthesizeMouseForUnhandledTouchEvents)
     assert not window.canvas.testAttribute(Qt.WA_AcceptTouchEvents)

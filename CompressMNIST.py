@@ -149,6 +149,7 @@ class Workshop:
         self.arguments, self.image_set = arguments, network.image_set
         self.name = os.path.splitext(os.path.basename(network.path))[0]
         self.made = {"original": network._replace(path=self.path(self.name))}
+        self.files = {"original": network.path}  # where the weights of each can be read
         self.notes = {}
         self.load = functools.partial(load_images, network.image_set, data=arguments.data,
                                       data_dir=arguments.data_dir)
@@ -167,6 +168,7 @@ class Workshop:
                 made = made._replace(path=self.path(f"{self.name}-{kind.replace('+', '-')}"))
                 save_weights(made.net, made.path, made.name, made.image_set)
                 print(f"saved {made.path}", file=sys.stderr, flush=True)
+                self.files[kind] = made.path
             self.made[kind] = made
         return self.made[kind]
 
@@ -221,6 +223,7 @@ def load_small(workshop):
                                f"--data {workshop.image_set.name} --network small --teacher …"
                                ) from error
     print(f"small: {small.origin}", file=sys.stderr, flush=True)
+    workshop.files["small"] = small.path
     return small._replace(path=workshop.path("small"))
 
 
@@ -279,27 +282,39 @@ def make_row(workshop, name, rows):
 
 
 def add_times(workshop, rows):
-    """Time every row on this machine's engines, in turns."""
-    from mnist.bench.stopwatch import Stopwatch, take_turns
-    from mnist.engines.registry import ENGINES, open_engine, why_not
-    stopwatches = []
-    wanted = [(row, kind.name, device, batch_size) for row in rows for kind in ENGINES.values()
-              if not kind.on_request and not kind.is_baseline for device in kind.precisions
-              if not why_not(kind.name, device, row["precision"]) for batch_size in BATCHES]
-    for done, (row, name, device, batch_size) in enumerate(wanted):
-        show_progress(done / len(wanted), "opening engines")
-        network = workshop.network(METHODS[row["method"]].made_of)
-        engine = open_engine(name, network, device, row["precision"], batch_size,
-                             workshop.calibration, not workshop.arguments.no_tuning,
-                             workshop.arguments.threads)
-        stopwatches.append((row, Stopwatch(engine, workshop.test.images[:TIMED])))
-    take_turns([stopwatch for _, stopwatch in stopwatches], workshop.arguments.repeat)
-    for row, stopwatch in stopwatches:
-        engine = stopwatch.engine
-        row["times"].append({"engine": engine.name, "device": engine.device,
-                             "batch_size": engine.batch_size, "detail": engine.detail,
-                             "median_ms": stopwatch.median_ms()})
-        engine.close()
+    """Time every row on this machine's engines, each in a process of its own; those of a row take
+    turns."""
+    from mnist.bench.processes import Processes
+    from mnist.bench.stopwatch import take_turns
+    for done, row in enumerate(rows):
+        show_progress(done / len(rows), f"opening engines of {row['method']}")
+        with Processes(workshop.test.images[:TIMED]) as processes:
+            stopwatches = [processes.open(number, request)
+                           for number, request in enumerate(requests_of(workshop, row))]
+            interrupted = take_turns(stopwatches, workshop.arguments.repeat)
+        row["times"] = [{"engine": stopwatch.engine.name, "device": stopwatch.engine.device,
+                         "batch_size": stopwatch.engine.batch_size,
+                         "detail": stopwatch.engine.detail, "median_ms": stopwatch.median_ms()}
+                        for stopwatch in stopwatches]
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def requests_of(workshop, row):
+    """What is opened for a row: every engine that computes in its precision here."""
+    from mnist.bench.processes import make_request
+    from mnist.engines.registry import ENGINES, why_not
+    kind, precision = METHODS[row["method"]]
+    network, arguments = workshop.network(kind), workshop.arguments
+    for engine in ENGINES.values():
+        if engine.on_request or engine.is_baseline:
+            continue
+        loaded = network if engine.graph else network._replace(path=workshop.files[kind])
+        for device in engine.precisions:
+            for batch_size in () if why_not(engine.name, device, precision) else BATCHES:
+                yield make_request(loaded, (engine.name, device, precision), batch_size,
+                                   workshop.calibration, arguments.trust_pickle,
+                                   tuning=not arguments.no_tuning, threads=arguments.threads)
 
 
 def time_of(row, engine, device, batch_size):

@@ -17,6 +17,7 @@ import pytest
 from mnist.bench import stopwatch as bench
 from mnist.bench import tables
 from mnist.datasets.image_set import MNIST
+from mnist.engines.precision import judge_log_probs
 
 IMAGES, CLASSES = 100, 10
 LABELS = np.arange(IMAGES) % CLASSES
@@ -340,6 +341,14 @@ def test_int8_is_judged_by_the_answers_it_changes():
     Int8.swapped = 1  # of 100: 1 %
     row = measure(Int8(batch_size=100))
     assert row["status"] == "failed" and "1.00% of the predictions differ" in row["reason"]
+
+
+def test_int8_may_change_what_the_reference_was_not_sure_of():
+    reference = np.log(np.array([[0.75, 0.25]] * 50 + [[0.9, 0.1]] * 50, np.float32))
+    for changed, wrong in ((slice(0, 50), False), (slice(50, 51), True)):
+        outputs = reference.copy()
+        outputs[changed] = outputs[changed, ::-1]
+        assert bool(judge_log_probs(outputs, reference, "int8")[1]) == wrong
 
 
 # --- Statistics -----------------------------------------------------------------------------------

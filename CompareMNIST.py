@@ -106,8 +106,8 @@ def compare_engines(arguments):
                 for entry, network in entries]
         used_by_others = others.share(processes.cpu_seconds())
     add_speed_ups(rows)
-    settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
-                "repeat": arguments.repeat, "seconds": arguments.seconds}
+    settings = {"image_set": image_set.name, "data": data.source, "data_sha256": data.digest,
+                "threads": threads, "repeat": arguments.repeat, "seconds": arguments.seconds}
     record = make_record(settings, rows, used_by_others)
     wrong = [network.name for network in networks if references[network].problem]
     try:

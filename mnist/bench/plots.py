@@ -10,6 +10,7 @@ import os
 from mnist.bench.tables import (
     PUBLISHED,
     PUBLISHED_IMAGES,
+    is_of_mnist,
     letters,
     merge_rows,
     milliseconds,
@@ -138,7 +139,7 @@ def plot_lines(records):
         measured.setdefault(name, {})[row["batch_size"]] = (
             times["median_ms"], times["p90_ms"] or times["median_ms"], times["images_per_s"], note)
     published = []
-    for who, seconds in PUBLISHED:
+    for who, seconds in PUBLISHED if all(map(is_of_mnist, records)) else ():
         points = {}
         for batch_size, total in seconds.items():
             mean = total * 1e3 / -(-PUBLISHED_IMAGES // batch_size)

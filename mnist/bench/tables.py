@@ -227,7 +227,9 @@ def format_comparison(record, markdown=False):
     """A report with speed-ups and the published reference."""
     columns = columns_for(record["rows"], left_out=("loss",))
     columns.append(("speed", "-up", lambda row: ratio(row["speed_up"])))
-    legend = COMPARISON_LEGEND + "\n\n" + format_published()
+    legend = COMPARISON_LEGEND
+    if is_of_mnist(record):
+        legend += "\n\n" + format_published()
     return assemble(record, columns, legend, markdown)
 
 
@@ -243,6 +245,11 @@ def add_speed_ups(rows):
         reference = base.get(row["batch_size"])
         row["speed_up"] = (row["end_to_end"]["images_per_s"] / reference
                            if row["end_to_end"] and reference else None)
+
+
+def is_of_mnist(record):
+    """Whether a record is of MNIST's images, as the published reference is."""
+    return record["settings"].get("image_set", "mnist") == "mnist"
 
 
 def format_published():
@@ -282,7 +289,9 @@ def format_records(names, records, markdown=False):
                for letter, name, record in zip(letters(), names, records)]
     table = format_markdown if markdown else format_table
     parts = [table(rows, columns), RECORDS_LEGEND] + sources
-    return "\n\n".join(parts if markdown else parts + [format_published()])
+    if not markdown and all(map(is_of_mnist, records)):
+        parts.append(format_published())
+    return "\n\n".join(parts)
 
 
 def read_record(path):

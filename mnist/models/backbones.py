@@ -48,7 +48,7 @@ def convolution(size, inputs, outputs, kernel_size=1, stride=1, groups=1, activa
     out of it."""
     layers = [SamePad(size, kernel_size, stride)] if kernel_size > 1 else []
     layers += [nn.Conv2d(inputs, outputs, kernel_size, stride, groups=groups, bias=False),
-               nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)]
+               nn.BatchNorm2d(outputs, eps=1e-3)]
     layers += [nn.ReLU6()] if activation else []
     return nn.Sequential(*layers), tuple(-(-n // stride) for n in size)
 

@@ -83,8 +83,8 @@ def main():
         raise UnavailableError("what is compressed here is a classifier; int8 of other networks "
                                "is timed by CompareMNIST.py --precision int8")
     if arguments.method is None:  # small is MNIST's
-        arguments.method = [name for name in METHODS
-                            if network.image_set.name == "mnist" or not name.startswith("small")]
+        arguments.method = [name for name in METHODS if name != "original" and (
+            network.image_set.name == "mnist" or not name.startswith("small"))]
     workshop = Workshop(network, arguments)
     rows = [make_row(workshop, "original", [])]
     try:

@@ -282,39 +282,46 @@ def make_row(workshop, name, rows):
 
 
 def add_times(workshop, rows):
-    """Time every row on this machine's engines, each in a process of its own; those of a row take
-    turns."""
-    from mnist.bench.processes import Processes
+    """Time every row on this machine's engines, each in a process of its own. The rows take turns
+    on one engine after the other: so they can be compared, and a small memory holds them."""
+    from mnist.bench.processes import Processes, make_request
     from mnist.bench.stopwatch import take_turns
-    for done, row in enumerate(rows):
-        show_progress(done / len(rows), f"opening engines of {row['method']}")
+    arguments, columns = workshop.arguments, columns_here()
+    for done, (kind, device, batch_size) in enumerate(columns):
+        show_progress(done / len(columns), f"opening {kind.name}, batch {batch_size}")
         with Processes(workshop.test.images[:TIMED]) as processes:
-            stopwatches = [processes.open(number, request)
-                           for number, request in enumerate(requests_of(workshop, row))]
-            interrupted = take_turns(stopwatches, workshop.arguments.repeat)
-        row["times"] = [{"engine": stopwatch.engine.name, "device": stopwatch.engine.device,
-                         "batch_size": stopwatch.engine.batch_size,
-                         "detail": stopwatch.engine.detail, "median_ms": stopwatch.median_ms()}
-                        for stopwatch in stopwatches]
+            stopwatches = []
+            for row, network in rows_for(workshop, rows, kind, device):
+                request = make_request(
+                    network, (kind.name, device, row["precision"]), batch_size,
+                    workshop.calibration, arguments.trust_pickle,
+                    tuning=not arguments.no_tuning, threads=arguments.threads)
+                stopwatches.append((row, processes.open(row["method"], request)))
+            interrupted = take_turns([stopwatch for _, stopwatch in stopwatches], arguments.repeat)
+        for row, stopwatch in stopwatches:
+            row["times"].append({"engine": kind.name, "device": device, "batch_size": batch_size,
+                                 "detail": stopwatch.engine.detail,
+                                 "median_ms": stopwatch.median_ms()})
         if interrupted:
             raise KeyboardInterrupt
 
 
-def requests_of(workshop, row):
-    """What is opened for a row: every engine that computes in its precision here."""
-    from mnist.bench.processes import make_request
+def columns_here():
+    """The (engine's kind, device, batch size) that are timed: what computes in float32 here."""
     from mnist.engines.registry import ENGINES, why_not
-    kind, precision = METHODS[row["method"]]
-    network, arguments = workshop.network(kind), workshop.arguments
-    for engine in ENGINES.values():
-        if engine.on_request or engine.is_baseline:
-            continue
-        loaded = network if engine.graph else network._replace(path=workshop.files[kind])
-        for device in engine.precisions:
-            for batch_size in () if why_not(engine.name, device, precision) else BATCHES:
-                yield make_request(loaded, (engine.name, device, precision), batch_size,
-                                   workshop.calibration, arguments.trust_pickle,
-                                   tuning=not arguments.no_tuning, threads=arguments.threads)
+    return [(kind, device, batch_size) for kind in ENGINES.values()
+            if not kind.on_request and not kind.is_baseline for device in kind.precisions
+            if not why_not(kind.name, device) for batch_size in BATCHES]
+
+
+def rows_for(workshop, rows, kind, device):
+    """The (row, its `Network`) that an engine can compute."""
+    from mnist.engines.registry import why_not
+    for row in rows:
+        if not why_not(kind.name, device, row["precision"]):
+            made_of = METHODS[row["method"]].made_of
+            network = workshop.network(made_of)
+            yield row, network if kind.graph else network._replace(path=workshop.files[made_of])
 
 
 def time_of(row, engine, device, batch_size):

@@ -67,9 +67,10 @@ def test_tables_made_from_records_are_as_the_records_have_them(tmp_path):
     for source in glob.glob(os.path.join(ROOT, "MNIST*.py")):
         shutil.copy(source, str(tmp_path))
     networks, = glob.glob(os.path.join(ROOT, "results", "*-networks.json"))
-    for program in ("make_readme.py", "make_search.py", f"make_networks.py {networks}"):
+    for program in ("make_readme.py", "make_search.py", "make_compress.py",
+                    f"make_networks.py {networks}"):
         run(*shlex.split(os.path.join(str(tmp_path), "results", program)))
-    for page in ("docs/networks.md", "docs/search.md", "results/README.md"):
+    for page in ("docs/networks.md", "docs/search.md", "docs/compression.md", "results/README.md"):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
             assert file.read() == (tmp_path / page).read_text(encoding="utf-8"), page
 

@@ -230,7 +230,8 @@ def draw_confusion(panel, targets, predictions, classes):
 
 def draw_trade_off(panel, points, xlabel):
     """What is misread over what it costs, on logarithmic axes: {name: (cost, share read)}."""
-    for k, (name, (cost, share)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+    by_share = sorted(points.items(), key=lambda point: point[1][::-1])  # neighbours in a row
+    for k, (name, (cost, share)) in enumerate(by_share):
         misread = max(100 - share * 100, 0.01)  # none misread has no place on such an axis
         panel.plot(cost, misread, "o", color="black")
         panel.annotate(name, (cost, misread), (0, 7 if k % 2 else -14), ha="center",

@@ -134,7 +134,7 @@ import numpy as np
 from mnist.engines.registry import open_engine, set_threads
 from mnist.models.weights import load_network
 set_threads(1)
-engine = open_engine(sys.argv[1], load_network(network="net"), "cpu", batch_size=64)
+engine = open_engine(sys.argv[1], load_network(network="net"), "cpu", batch_size=64, threads=1)
 digits = np.random.RandomState(0).randint(0, 256, (64, 1, 28, 28)).astype(np.uint8)
 engine(digits)
 print("ready", flush=True)
@@ -152,6 +152,7 @@ for line in sys.stdin:
         if name == "auto":  # the one that the server took
             server = stack.enter_context(contextlib.ExitStack())
             _, port, _ = start_server(server, options)
+            time.sleep(15)  # it serves with the first engine that stands, and goes on looking
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/net") as answer:
                 name = json.load(answer)["platform"]
             server.close()

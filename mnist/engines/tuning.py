@@ -13,13 +13,13 @@ import numpy as np
 
 from mnist.machine import usable_cpus
 
-TURN = 0.01  # seconds that a setting is timed for in one turn
-WARM_UP = 0.003  # and run before each, since others have used the caches meanwhile
-ROUNDS = 8
-# One so much slower than the best after a round is tried no further. The first rounds are lenient:
-# threads of the engines before may still be spinning, and slow down one with many threads.
-HOPELESS = (6, 3, 1.5, 1.2)
-LIMIT = 0.7  # seconds for all turns together
+SETTLE = 0.04  # seconds to wait before a turn: ONNX Runtime's threads go on spinning for 32 ms
+# after a call, on the CPUs that the next engine needs
+WARM_UP = 0.01  # and run before each, since others have used the caches meanwhile
+TURN = 0.01  # that a setting is timed for in one turn
+ROUNDS = 6
+HOPELESS = (2, 1.3, 1.15, 1.1)  # one so much slower than the best after a round is tried no further
+LIMIT = 1.5  # seconds for all turns together
 
 
 def settings_to_try(tuning, threads, defaults, **others):
@@ -51,7 +51,8 @@ def quickest(make, candidates, describe):
     engines = [make(**settings) for settings in candidates]
     best = [None] * len(engines)
     if len(engines) > 1:
-        best = race(engines)
+        alone = all(settings["threads"] == 1 for settings in candidates)
+        best = race(engines, 0 if alone else SETTLE)
     order = sorted(range(len(engines)), key=lambda k: best[k] or 0)
     chosen = engines[order[0]]
     for engine in engines:
@@ -64,8 +65,9 @@ def quickest(make, candidates, describe):
     return chosen
 
 
-def race(engines):
-    """The best seconds per call of each engine, as far as it stayed in the race."""
+def race(engines, settle):
+    """The best seconds per call of each engine, as far as it stayed in the race; before each turn
+    it is waited for `settle` seconds."""
     shape = (engines[0].batch_size,) + tuple(engines[0].image_set.shape)
     images = np.random.RandomState(0).randint(0, 256, shape, np.uint8)
     best = [float("inf")] * len(engines)
@@ -78,6 +80,7 @@ def race(engines):
         if len(running) == 1 or time.perf_counter() - started > LIMIT:
             break
         for k in running:
+            time.sleep(settle)
             time_calls(engines[k], images, WARM_UP)
             best[k] = min(best[k], time_calls(engines[k], images, TURN))
     return best

@@ -156,6 +156,8 @@ def test_open_paste_and_drop(page, tmp_path):
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.driver.find_element("id", "file").send_keys(str(tmp_path / "none.png"))
     page.wait("$('trouble').textContent.includes('picture')")
+    refusal, = page.console()  # Chromium itself logs every answer of 400
+    assert "page/models/net/picture" in refusal and "400" in refusal
 
 
 def base64_of(path):

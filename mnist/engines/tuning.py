@@ -51,7 +51,7 @@ def quickest(make, candidates, describe):
     engines = [make(**settings) for settings in candidates]
     best = [None] * len(engines)
     if len(engines) > 1:
-        alone = all(settings["threads"] == 1 for settings in candidates)
+        alone = all(settings.get("threads") == 1 for settings in candidates)
         best = race(engines, 0 if alone else SETTLE)
     order = sorted(range(len(engines)), key=lambda k: best[k] or 0)
     chosen = engines[order[0]]

@@ -255,6 +255,26 @@ def test_augmentation_moves_digits_across_and_down_independently():
     assert abs(np.corrcoef(across, down)[0, 1]) < 0.3
 
 
+def test_some_ones_get_a_flag_and_no_other_digit(monkeypatch):
+    images = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 4:24, 13:15] = 255
+    x = MNIST.normalise(images)
+    flagged = mnist.training.augment.add_flags(x, loop.make_generator("cpu", 0))
+    ink = (flagged - x.min())[:, 0] / (x.max() - x.min())
+    assert torch.equal(ink.sum((1, 2)) > 45, torch.ones(400, dtype=torch.bool))
+    assert torch.all(ink[:, :3] == 0) and torch.all(ink[:, 24:] == 0)  # as high as before
+    places = torch.arange(28.0)
+    assert torch.all(abs(ink.sum(1) @ places / ink.sum((1, 2)) - 13.5) < 0.6)
+    foot = ink[:, 23] @ places / ink[:, 23].sum(1)
+    assert torch.all(ink[:, 4:16].sum(1) @ places / ink[:, 4:16].sum((1, 2)) < foot)  # to its left
+    monkeypatch.setitem(mnist.training.augment.AUGMENT, "digits", lambda x, generator: x)
+    targets = torch.arange(400) % 10
+    changed, _ = mnist.training.augment.augment(MNIST, x, targets, loop.make_generator("cpu", 0))
+    changed = (changed != x).any(3).any(2).any(1)
+    assert 0 < changed.sum() < 40 and torch.all(targets[changed] == 1)
+    assert torch.equal(x, MNIST.normalise(images))  # the caller's images stay as they are
+
+
 def test_thickness_between_erosion_and_dilation():
     x = torch.zeros(3, 1, 9, 9)
     x[:, :, 3:6, 3:6] = 1

@@ -68,7 +68,6 @@ MARKERS = (("o", "white", -0.15), ("s", "black", 0.15), ("^", "0.6", 0), ("D", "
 
 def save_plot(path, records):
     """Draw latency and throughput of every engine, from top to bottom as in the table."""
-    from matplotlib.ticker import FuncFormatter
     measured, published = plot_lines(records)
     lines = measured + published
     machines = [record["machine"]["utc"][:10] + ", "
@@ -85,6 +84,22 @@ def save_plot(path, records):
 
     latency, throughput = figure.subplots(1, 2, sharey=True)
     batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
+    draw_points(latency, throughput, lines, batch_sizes)
+    for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
+                         (throughput, "throughput, images per second")):
+        dress_panel(panel, title, room=0.12 if len(records) == 1 else 0.25)
+        panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)
+    latency.set_yticks(range(len(lines)))
+    latency.set_yticklabels([name for name, _ in lines])
+    latency.set_ylim(len(lines) - 0.5, -0.5)
+    figure.legend(*latency.get_legend_handles_labels(), loc="upper right", ncol=len(batch_sizes),
+                  frameon=False, fontsize=10)
+    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - 0.35 / height))
+    save_figure(figure, path)
+
+
+def draw_points(latency, throughput, lines, batch_sizes):
+    """Each engine's points on its line of both panels, with a marker for each batch size."""
     for batch_size, (marker, face, offset) in zip(batch_sizes, itertools.cycle(MARKERS)):
         style = dict(marker=marker, color="black", markerfacecolor=face, markersize=6,
                      linestyle="none", label=f"batch {batch_size}")
@@ -99,24 +114,19 @@ def save_plot(path, records):
             add_text(latency, p90, y, milliseconds(median))
             add_text(throughput, speed, y, f"{speed:,.0f}{note}")
             style["label"] = None
-    for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
-                         (throughput, "throughput, images per second")):
-        panel.set_title(title, fontsize=10)
-        panel.set_xscale("log")
-        low, high = panel.get_xlim()  # with room for the numbers
-        panel.set_xlim(low, high * (high / low) ** (0.12 if len(records) == 1 else 0.25))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        panel.grid(axis="x", color="0.85", linewidth=0.6)
-        panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)
-        panel.tick_params(labelsize=9, length=2)
-        panel.set_axisbelow(True)
-    latency.set_yticks(range(len(lines)))
-    latency.set_yticklabels([name for name, _ in lines])
-    latency.set_ylim(len(lines) - 0.5, -0.5)
-    figure.legend(*latency.get_legend_handles_labels(), loc="upper right", ncol=len(batch_sizes),
-                  frameon=False, fontsize=10)
-    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - 0.35 / height))
-    save_figure(figure, path)
+
+
+def dress_panel(panel, title, room):
+    """A panel's title and its logarithmic axis, with `room` for the numbers beside the points."""
+    from matplotlib.ticker import FuncFormatter
+    panel.set_title(title, fontsize=10)
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    panel.set_xlim(low, high * (high / low) ** room)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    panel.grid(axis="x", color="0.85", linewidth=0.6)
+    panel.tick_params(labelsize=9, length=2)
+    panel.set_axisbelow(True)
 
 
 def add_text(panel, x, y, text):

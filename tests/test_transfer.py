@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SHARED_DATA
 from PIL import Image
-from scripts import refused, run
+from scripts import refused, run_here
 
 from mnist.datasets import targets
 from mnist.datasets.folder import to_shape
@@ -45,9 +45,9 @@ def photos(tmp_path):
 
 
 def transfer(tmp_path, *flags, **settings):
-    return run("TransferMNIST.py", "--backbone", LITE0, "--pretrained", "none", "--size", 32,
-               "--epochs", 1, "--threads", 1, "--output", tmp_path / "transfer.pth", *flags,
-               **settings)
+    return run_here("TransferMNIST.py", "--backbone", LITE0, "--pretrained", "none", "--size", 32,
+                    "--epochs", 1, "--threads", 1, "--output", tmp_path / "transfer.pth", *flags,
+                    **settings)
 
 
 # --- Backbones ------------------------------------------------------------------------------------
@@ -218,8 +218,8 @@ def test_values_are_learned_judged_and_drawn(tmp_path):
     assert (tmp_path / "values.png").stat().st_size > 5000
     network = load_network(str(tmp_path / "transfer.pth"))
     assert network.image_set.task == "regression" and network.image_set.classes == ("angle",)
-    out, _ = run("InferenceMNIST.py", "--weights", tmp_path / "transfer.pth", "--data", folder,
-                 "--repeat", 1, "--batch-size", 2, "--threads", 1)
+    out, _ = run_here("InferenceMNIST.py", "--weights", tmp_path / "transfer.pth", "--data", folder,
+                      "--repeat", 1, "--batch-size", 2, "--threads", 1)
     assert "RMSE" in out and "correct" not in out
 
 

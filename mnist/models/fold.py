@@ -27,8 +27,12 @@ def fold(net, image_set):
     nothing else.
     """
     net = copy.deepcopy(net).cpu().eval()
-    for fold_layers in batch_norm_folds(net, image_set):
+    folds = batch_norm_folds(net, image_set)
+    together = fold_if_exact(net, functools.partial(fold_each, folds=folds), image_set,
+                             takes_pixels=False)
+    for fold_layers in [] if together else folds:  # then at least those that can be
         net = fold_if_exact(net, fold_layers, image_set, takes_pixels=False) or net
+    net = together or net
     fold_mean = functools.partial(fold_normalisation, image_set=image_set)
     return (fold_if_exact(net, fold_mean, image_set, takes_pixels=True)
             or Normalised(net, image_set).eval())
@@ -165,6 +169,12 @@ def batch_norm_folds(net, image_set):
                 folds.append(functools.partial(fold_batch_norm, layer_name=names[layer.module],
                                                norm_name=names[norm.module]))
     return folds
+
+
+def fold_each(net, folds):
+    """Fold all that `batch_norm_folds` found."""
+    for fold_layers in folds:
+        fold_layers(net)
 
 
 def fold_batch_norm(net, layer_name, norm_name):

@@ -9,14 +9,13 @@ normalised images, float32 (B, C, H, W).
 import math
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample, interpolate, pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
-# The most that a digit is turned, stretched, slanted, moved, warped and thickened or thinned.
+# The most that a digit is turned, stretched, slanted, moved and thickened or thinned.
 ROTATION_DEGREES = 12
 SCALE = 0.12
 SHEAR = 0.2
 SHIFT_PIXELS = 2
-WARP_PIXELS = 1
 THICKNESS = 0.7
 
 # Of the ones so many get a flag, as much of Europe writes them and hardly one of MNIST's is.
@@ -66,17 +65,17 @@ def augment_frames(image_set, x, targets, generator):
 
 
 def augment_digits(x, generator):
-    """Each digit turned, stretched, slanted, moved, warped, and thickened or thinned at random."""
+    """Each digit turned, stretched, slanted, moved, and thickened or thinned at random."""
     background = x.amin((1, 2, 3), keepdim=True)  # outside is as dark as the margin
-    x = bend(x - background, generator, SCALE, SHEAR, SHIFT_PIXELS, "zeros", WARP_PIXELS)
-    x = x + background
+    x = bend(x - background, generator, SCALE, SHEAR, SHIFT_PIXELS, "zeros") + background
     return change_thickness(x, uniform(x, generator, THICKNESS, 1, 1, 1))
 
 
 def add_flags(x, generator):
     """Ones with a stroke from their top down to the left, moved so that they stay in the middle."""
-    darkest, peak = x.amin((1, 2, 3))[:, None, None], x.amax((1, 2, 3))[:, None, None]
-    ink = (x[:, 0] - darkest) / (peak - darkest)
+    darkest = x.amin((1, 2, 3))[:, None, None]
+    contrast = (x.amax((1, 2, 3))[:, None, None] - darkest).clamp(min=1e-6)
+    ink = (x[:, 0] - darkest) / contrast
     side = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)
     rows, columns = side[:, None], side[None]
     top = (ink.amax(2) > 0.5).to(x.dtype).argmax(1)
@@ -93,7 +92,7 @@ def add_flags(x, generator):
     before, after = ((image.sum(1) @ side) / image.sum((1, 2)) for image in (ink, flagged))
     moved = (side[None].long() - (before - after).round().long()[:, None]) % x.shape[-1]
     flagged = flagged.gather(2, moved[:, None].expand_as(flagged))
-    return (darkest + flagged * (peak - darkest))[:, None]
+    return (darkest + flagged * contrast)[:, None]
 
 
 def augment_pictures(x, generator):
@@ -127,12 +126,10 @@ def uniform(x, generator, limit, *shape):
     return (torch.rand(len(x), *shape, generator=generator, device=x.device) * 2 - 1) * limit
 
 
-def bend(x, generator, scale, shear, shift, outside, warp=0):
+def bend(x, generator, scale, shear, shift, outside):
     """Each image turned by up to 12 degrees, stretched, slanted and moved (by pixels) at random.
 
-    `outside`: what lies beyond its edge, "zeros" or its "border". `warp`: pixels by which 5×5
-    points of the image are pulled apart besides, smoothly in between (Simard, Steinkraus, Platt:
-    Best Practices for Convolutional Neural Networks, 2003).
+    `outside`: what lies beyond its edge, "zeros" or its "border".
     """
     angle = uniform(x, generator, math.radians(ROTATION_DEGREES))
     across, down = (1 + uniform(x, generator, scale) for _ in range(2))
@@ -143,10 +140,6 @@ def bend(x, generator, scale, shear, shift, outside, warp=0):
         torch.stack([across * cos, across * (slant * cos - sin), moved[:, 0]], 1),
         torch.stack([down * sin, down * (slant * sin + cos), moved[:, 1]], 1)], 1)
     grid = affine_grid(matrix, x.shape, align_corners=False)
-    if warp:
-        pulled = uniform(x, generator, 2 * warp / x.shape[-1], 2, 5, 5)
-        grid = grid + interpolate(pulled, x.shape[2:], mode="bicubic",
-                                  align_corners=True).permute(0, 2, 3, 1)
     return grid_sample(x, grid, padding_mode=outside, align_corners=False)
 
 

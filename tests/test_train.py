@@ -267,6 +267,8 @@ def test_some_ones_get_a_flag_and_no_other_digit(monkeypatch):
     assert torch.all(abs(ink.sum(1) @ places / ink.sum((1, 2)) - 13.5) < 0.6)
     foot = ink[:, 23] @ places / ink[:, 23].sum(1)
     assert torch.all(ink[:, 4:16].sum(1) @ places / ink[:, 4:16].sum((1, 2)) < foot)  # to its left
+    blank = mnist.training.augment.add_flags(x * 0, loop.make_generator("cpu", 0))
+    assert torch.isfinite(blank).all()  # of a blank image labelled 1
     monkeypatch.setitem(mnist.training.augment.AUGMENT, "digits", lambda x, generator: x)
     targets = torch.arange(400) % 10
     changed, _ = mnist.training.augment.augment(MNIST, x, targets, loop.make_generator("cpu", 0))

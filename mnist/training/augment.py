@@ -80,7 +80,7 @@ def add_flags(x, generator):
     rows, columns = side[:, None], side[None]
     top = (ink.amax(2) > 0.5).to(x.dtype).argmax(1)
     line = ink[torch.arange(len(x), device=x.device), top]
-    tip = (line @ side / line.sum(1))[:, None, None]
+    tip = (line @ side / line.sum(1).clamp(min=1e-6))[:, None, None]
     (least, most), (short, long) = FLAG_DEGREES, FLAG_LENGTH
     share = uniform(x, generator, 0.5, 2, 1, 1) + 0.5
     angle = torch.deg2rad(least + (most - least) * share[:, 0])
@@ -89,7 +89,8 @@ def add_flags(x, generator):
     along = (left * torch.sin(angle) + down * torch.cos(angle)).clamp(min=0).minimum(length)
     distance = torch.hypot(left - along * torch.sin(angle), down - along * torch.cos(angle))
     flagged = torch.maximum(ink, (FLAG_WIDTH / 2 + 0.5 - distance).clamp(0, 1))
-    before, after = ((image.sum(1) @ side) / image.sum((1, 2)) for image in (ink, flagged))
+    before, after = ((image.sum(1) @ side) / image.sum((1, 2)).clamp(min=1e-6)
+                     for image in (ink, flagged))
     moved = (side[None].long() - (before - after).round().long()[:, None]) % x.shape[-1]
     flagged = flagged.gather(2, moved[:, None].expand_as(flagged))
     return (darkest + flagged * contrast)[:, None]

@@ -19,6 +19,7 @@ from mnist.engines import registry
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 
+QUICK = "--threads", "1", "--seconds", "0", "--no-tuning"
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
 
 SPEED = {("torch", 1): 6000, ("torch", 64): 12000, ("onnxruntime", 1): 15000,
@@ -158,10 +159,10 @@ def test_several_networks_in_one_run(tmp_path, small_mnist):
     out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
                    "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
                    "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
-                   "--engine", "torch", "usual-loop", "--threads", 1, "--seconds", 0,
-                   "--no-tuning", "--json", record, "--plot", tmp_path / "plot.svg")
+                   "--engine", "torch", "usual-loop", "--precision", "fp32", *QUICK,
+                   "--json", record, "--plot", tmp_path / "plot.svg")
     rows = json.loads(record.read_text())["rows"]
-    assert [(row["engine"], row["network"]) for row in rows if row["precision"] == "fp32"] == [
+    assert [(row["engine"], row["network"]) for row in rows] == [
         ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]
     assert "torch cpu fp32 Dense" in (tmp_path / "plot.svg").read_text()
     assert "net from weights/net.pth (shipped), Dense from" in out and "network" in out
@@ -177,7 +178,7 @@ def test_record_goes_into_a_pipe(small_mnist, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with start("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 16, "--batch-size", 16,
-               "--engine", "torch", "--device", "cpu", "--json", pipe) as process:
+               "--engine", "torch", "--device", "cpu", *QUICK, "--json", pipe) as process:
         record = json.loads(pipe.read_text())
         process.communicate()
     assert record["rows"][0]["engine"] == "torch" and stat.S_ISFIFO(os.stat(pipe).st_mode)
@@ -189,14 +190,15 @@ def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_p
 
     monkeypatch.setattr(plots, "save_plot", fail)
     with pytest.raises(MNISTError, match="disk full"):
-        in_process(monkeypatch, small_mnist, "--engine", "torch", "--plot", str(tmp_path / "a.png"),
-                   "--json", str(tmp_path / "a.json"))
+        in_process(monkeypatch, small_mnist, "--engine", "torch", "--precision", "fp32", "--plot",
+                   str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"))
     assert "\ntorch  cpu fp32" in capsys.readouterr().out and (tmp_path / "a.json").exists()
 
 
 def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist, capsys):
     with_engine(monkeypatch, "breaks")
-    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other", "--precision",
+                      "fp32") == 1
     out = capsys.readouterr().out
     assert "failed: RuntimeError: lost the GPU" in " ".join(out.split()) and "\ntorch  cpu" in out
 
@@ -204,7 +206,7 @@ def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist,
 def test_misread_digits(small_mnist, tmp_path):
     path = tmp_path / "mistakes.png"
     out, _ = run("InferenceMNIST.py", "--data-dir", small_mnist, "--batch-size", 64, "--mistakes",
-                 path, "--threads", 1)
+                 path, *QUICK)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20000
     assert "net from weights/net.pth (shipped) on 300 test images of IDX files in" in " ".join(
         out.split())
@@ -224,9 +226,8 @@ def test_no_digit_misread_and_all_of_them(tmp_path):
 
 def test_a_real_run(tmp_path, small_mnist):
     path = tmp_path / "record.json"
-    out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "130", "--threads", "1",
-                   "--device", "cpu", "--seconds", "0", "--no-tuning", "--json", path,
-                   "--plot", tmp_path / "plot.png")
+    out, err = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "130", "--device",
+                   "cpu", *QUICK, "--json", path, "--plot", tmp_path / "plot.png")
     record = json.loads(path.read_text())
     usable = [(name, precision) for name, kind in registry.ENGINES.items()
               if not kind.on_request for precision in kind.precisions.get("cpu", ())
@@ -244,7 +245,7 @@ def test_a_real_run(tmp_path, small_mnist):
 
 def test_markdown_goes_to_stdout_alone(small_mnist):
     out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", "64", "--device", "cpu",
-                 "--engine", "torch", "--batch-size", "64", "--markdown")
+                 "--engine", "torch", "--batch-size", "64", *QUICK, "--markdown")
     assert out.startswith("net from weights/net.pth (shipped) on 64 test images of IDX files in")
     assert "\n\n| engine |" in out and "torch | cpu fp32 | 64 |" in out
 
@@ -261,7 +262,7 @@ def test_what_was_asked_for_by_name_and_cannot_be_is_an_error(flags, words):
 
 def in_process(monkeypatch, small_mnist, *flags):
     monkeypatch.setattr("sys.argv", ["CompareMNIST.py", "--data-dir", str(small_mnist), "--limit",
-                                     "64", "--batch-size", "64", "--device", "cpu", *flags])
+                                     "64", "--batch-size", "64", "--device", "cpu", *QUICK, *flags])
     return CompareMNIST.main()
 
 
@@ -273,7 +274,8 @@ def with_engine(monkeypatch, behaviour):
 
 def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
     with_engine(monkeypatch, "wrong")
-    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other") == 1
+    assert in_process(monkeypatch, small_mnist, "--engine", "torch", "other", "--precision",
+                      "fp32") == 1
     lines = capsys.readouterr().out.split("\n")
     assert max(map(len, lines)) <= 100
     line, = (k for k, line in enumerate(lines) if line.startswith("other"))

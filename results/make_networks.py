@@ -4,7 +4,7 @@ examples:
   python CompareMNIST.py --network net small lenet5 --json results/2026-01-31-desktop.json
   python results/make_networks.py results/2026-01-31-desktop.json
 
-The trainings: weights/NAME.json for what is shipped, results/training/*.json for the seeds beside.
+The trainings: weights/NAME.json for what is shipped, results/training/*.json for others.
 """
 
 import collections
@@ -33,21 +33,12 @@ def main():
 
 
 def trainings():
-    """The records of the whole trainings, by network: the shipped one first, None where there is
-    none."""
-    shipped = [read_json(path)
-               for path in glob.glob(os.path.join(ROOT, "weights", "*[!x].json"))]  # no ONNX file's
-    others = [read_json(path)
-              for path in sorted(glob.glob(os.path.join(HERE, "training", "*.json")))]
-    found = collections.OrderedDict()
-    shipped = [record for record in shipped
-               if record.get("image_set", {"name": "mnist"})["name"] == "mnist"]
-    for record in shipped:
-        found[record["settings"]["network"]] = [record]
-    for record in others:
-        if not record["settings"]["validate"]:
-            found.setdefault(record["settings"]["network"], [None]).append(record)
-    return found
+    """The records of the trainings on MNIST by network: of what is shipped, and others."""
+    records = [read_json(path) for path in
+               glob.glob(os.path.join(ROOT, "weights", "*[!x].json"))  # no ONNX file's
+               + glob.glob(os.path.join(HERE, "training", "*.json"))]
+    return {record["settings"]["network"]: record for record in records
+            if record.get("image_set", {"name": "mnist"})["name"] == "mnist"}
 
 
 def make_table(found, comparison):
@@ -56,8 +47,8 @@ def make_table(found, comparison):
         row["engine"] for row in comparison["rows"]
         if row["end_to_end"] and row["engine"] != "usual-loop"
         and (row["device"], row["precision"]) == ("cpu", "fp32")))
-    header = ["network", "parameters", "MACs", "file KB", "shipped %", "3 seeds %",
-              "published %", "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
+    header = ["network", "parameters", "MACs", "file KB", "accuracy %", "published %",
+              "training"] + [f"{engine} s, batch 1 / 64" for engine in engines]
     lines = [header, ["---"] + ["--:"] * (len(header) - 1)]
     for name in NETWORKS:
         if name.startswith(("separable-", "pooled-", "resnet")):
@@ -67,47 +58,27 @@ def make_table(found, comparison):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cells(name, records):
-    """What the trainings say of one network."""
-    shipped, runs = records[0], [record for record in records if record]
-    one = runs[0]
-    seeds = {record["settings"]["seed"]: record["result"]["accuracy"] for record in runs
-             if recipe_of(record) == recipe_of(one)}
-    epochs = one["settings"]["epochs"]
+def cells(name, record):
+    """What the training says of one network: its accuracy with its standard error."""
+    accuracy, epochs = record["result"]["accuracy"], record["settings"]["epochs"]
+    error = (accuracy * (1 - accuracy) / 10000) ** 0.5
     return [
-        f"`{name}`", f"{one['weights']['parameters']:,}",
-        f"{one['weights']['macs']:,}", kilobytes(name),
-        f"{shipped['result']['accuracy']:.2%}"[:-1] if shipped else "-",
-        spread(list(seeds.values())), PUBLISHED.get(name, "-"),
-        f"{epochs} epoch{'s' if epochs > 1 else ''}, {one['result']['seconds'] / 60:.0f} min"]
+        f"`{name}`", f"{record['weights']['parameters']:,}", f"{record['weights']['macs']:,}",
+        kilobytes(name), f"{100 * accuracy:.2f} ± {100 * error:.2f}", PUBLISHED.get(name, "-"),
+        f"{epochs} epoch{'s' if epochs > 1 else ''}, {record['result']['seconds'] / 60:.0f} min"]
 
 
 def cells_without_record(name):
     """What is known of a network whose training wasn't recorded."""
     net = NETWORKS[name]().eval()
     return [f"`{name}`", f"{count_parameters(net):,}", f"{count_macs(net):,}",
-            kilobytes(name), "-", "-", PUBLISHED.get(name, "-"), "not yet"]
+            kilobytes(name), "-", PUBLISHED.get(name, "-"), "not yet"]
 
 
 def kilobytes(name):
     """The size of a network's shipped weights."""
     path = os.path.join(ROOT, "weights", name + ".pth")
     return f"{os.path.getsize(path) / 1000:,.0f}" if os.path.exists(path) else "not shipped"
-
-
-def recipe_of(record):
-    """The settings of a training but for its seed."""
-    return {key: value for key, value in record["settings"].items() if key != "seed"}
-
-
-def spread(accuracies):
-    """Mean ± standard deviation of fractions, in %; their number where it isn't three."""
-    mean = sum(accuracies) / len(accuracies)
-    if len(accuracies) == 1:
-        return f"{mean:.2%}"[:-1] + " (one)"
-    deviation = (sum((x - mean) ** 2 for x in accuracies) / (len(accuracies) - 1)) ** 0.5
-    number = "" if len(accuracies) == 3 else f" ({len(accuracies)})"
-    return f"{mean * 100:.2f} ± {deviation * 100:.2f}{number}"
 
 
 def times(comparison, name, engine):

@@ -61,7 +61,7 @@ def is_drawable(image_set):
 def is_doubtful(log_probs):
     """Whether a network's log-probabilities of one image, (K,), leave its answer in doubt.
 
-    Below 0.8 `net` is with 1.2 % of the last 10,000 training digits, and with 71 % of those among
+    Below 0.8 `net` is with 1.2 % of the last 10,000 training digits, and with 74 % of those among
     them that it misreads.
     """
     return bool(np.max(log_probs) < np.log(DOUBTFUL))

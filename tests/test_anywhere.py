@@ -58,8 +58,9 @@ def test_training_and_timing(elsewhere):
 
 
 def test_comparison(elsewhere):
-    elsewhere("CompareMNIST.py", "--engine", "torch", "--device", "cpu", "--limit", 64,
-              "--seconds", 0, "--plot", "é plot.svg", "--json", "é compare.json")
+    elsewhere("CompareMNIST.py", "--engine", "torch", "--device", "cpu", "--precision", "fp32",
+              "--limit", 64, "--seconds", 0, "--no-tuning", "--plot", "é plot.svg", "--json",
+              "é compare.json")
     assert json.loads((elsewhere.cwd / "é compare.json").read_text())["rows"]
     assert (elsewhere.cwd / "é plot.svg").stat().st_size > 10000
 

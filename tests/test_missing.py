@@ -78,7 +78,7 @@ def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tm
 
 def test_comparison_says_what_each_engine_lacks(without, small_mnist):
     out, _ = run("CompareMNIST.py", "--data-dir", small_mnist, "--limit", 64, "--batch-size", 1,
-                 "--seconds", 0, env=without(OPTIONAL))
+                 "--seconds", 0, "--no-tuning", "--threads", 1, env=without(OPTIONAL))
     for reason in ("onnxruntime .*pip install onnx", "openvino .*pip install", "torch .*nvidia-smi",
                    "tensorrt .*TensorRT can't be imported", "usual-loop .*pip install torchvision"):
         assert re.search(f"^{reason}", out, re.MULTILINE), reason

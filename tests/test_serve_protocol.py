@@ -44,6 +44,19 @@ def test_numbers_are_read_however_they_are_nested(nest, datatype, shape):
     assert digits.dtype == np.uint8
 
 
+def test_float32_scaled_to_one_is_refused_and_one_that_is_black_or_dark_is_not():
+    scaled = (DIGITS / 255).astype("<f4")
+    head = json.dumps(request(datatype="FP32", shape=[3, 28, 28], data=None,
+                              parameters={"binary_data_size": scaled.nbytes})).encode()
+    with pytest.raises(RequestError, match="from 0 to 1: multiply them by 255"):
+        PROTOCOL.read_request(head + scaled.tobytes(), len(head))
+    with pytest.raises(RequestError, match="from 0 to 1: multiply them by 255"):
+        read(request(datatype="FP32", data=scaled[0].ravel().tolist()))
+    for level in (0, 1):  # whole numbers are levels, however dark
+        _, digits = read(request(datatype="FP32", data=[float(level)] * 784))
+        assert np.all(digits == level)
+
+
 def test_binary():
     body, headers = binary_request(DIGITS, id="seven")
     header, digits = PROTOCOL.read_request(body, int(headers["Inference-Header-Content-Length"]))

@@ -15,7 +15,6 @@ once, at the end, by the choice. A rate that isn't given is TrainMNIST.py's for 
 """
 
 import argparse
-import collections
 import math
 import os
 import signal
@@ -37,20 +36,9 @@ from mnist.cli import (
 )
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, check_writable, save_json
-from mnist.training.recipe import LEARNING_RATES, Recipe
+from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
 
-# The settings that can be varied, and what each kind of study tries unless told.
-SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
-TRIED = {
-    "grid": {"batch_size": [16, 32, 64, 128, 256], "epochs": [1, 2, 3, 5]},
-    "lr": {"lr": {"sgd": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
-                  "adamw": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}},
-    "ablate": {},
-    "tune": {"optimizer": ["sgd", "adamw"]},
-}
-# Of a recipe, what `--option` tries without and with: (off, on).
-RECIPE_OPTIONS = {"augment": (0.0, 1.0), "label_smoothing": (0.0, Recipe().label_smoothing),
-                  "weight_decay": (0.0, Recipe().weight_decay)}
+KINDS = "ablate", "grid", "lr", "tune"  # of studies
 
 
 def main():
@@ -67,22 +55,19 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global NETWORKS, RANGES, RATES, as_good_as_the_best, check_plot, choose_device, default_point
-    global done, evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
+    global Plan, Run, as_good_as_the_best, check_plot, choose_device, default_point, done
+    global evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
     global load_images, machine_record, new_network, open_storage, open_study, plot_study
-    global ranking, row_of, set_threads
-    global setting_text, storage_failures, suggest, to_tensors, Run, train
+    global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors, train
     from mnist.bench.plots import check_plot, plot_study
     from mnist.bench.tables import format_study, setting_text
     from mnist.engines.registry import choose_device, set_threads
     from mnist.machine import machine_record
     from mnist.models.registry import find_network
     from mnist.training.loop import Run, evaluate, hold_out, new_network, to_tensors, train
+    from mnist.training.plan import Plan, default_point, suggest
     from mnist.training.study import (
-        RANGES,
-        RATES,
         as_good_as_the_best,
-        default_point,
         done,
         import_optuna,
         open_storage,
@@ -90,15 +75,13 @@ def import_library():
         ranking,
         row_of,
         storage_failures,
-        suggest,
     )
     from MNISTdsource import find_image_set, load_images
-    from MNISTmodel import NETWORKS
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("kind", choices=sorted(TRIED), help="what kind of study")
+    parser.add_argument("kind", choices=KINDS, help="what kind of study")
     add_flags(parser, "data", "data-dir", "device", "threads", data="mnist")
     parser.add_argument("--network", default="net", metavar="NAME",
                         help="a built-in network, or FILE.py:CLASS (default: %(default)s)")
@@ -115,7 +98,7 @@ def parse_arguments():
                        ("--label-smoothing", BELOW_1), ("--augment", SHARE)):
         parser.add_argument(name, nargs="+", metavar="X", type=kind)
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME",
-                        choices=[dashed(name) for name in RECIPE_OPTIONS],
+                        choices=[dashed(name) for name in OPTIONS],
                         help="what is tried without and with: augment, label-smoothing, "
                              "weight-decay; ablate also tries the network's variants "
                              "(separable-bn …)")
@@ -144,90 +127,6 @@ def check_files(arguments):
         check_plot("--plot", arguments.plot)
     if arguments.json:
         check_writable("--json", arguments.json)
-
-
-# --- What is tried --------------------------------------------------------------------------------
-
-
-class Plan:
-    """What the flags ask for: the space of settings, and how one of them is trained."""
-
-    def __init__(self, arguments):
-        self.kind, self.arguments = arguments.kind, arguments
-        self.name, _ = find_network(arguments.network)
-        self.space = collections.OrderedDict()
-        for name in SETTINGS:
-            choices = self.choices_of(name)
-            if choices:
-                self.space[name] = choices
-        if self.kind == "ablate":
-            self.add_variants()
-        for option in arguments.option:
-            self.space[option.replace("-", "_")] = list(RECIPE_OPTIONS[option.replace("-", "_")])
-        self.trials = arguments.trials if self.kind == "tune" else count_points(self.space)
-        # What a training has that the study doesn't vary isn't said again in every row.
-        self.varied = [name for name, choices in self.space.items() if len(choices) > 1]
-
-    def choices_of(self, name):
-        """What to try of a setting: a list, a range, or None."""
-        given = getattr(self.arguments, name)
-        if given:
-            return sorted(set(given), key=given.index)
-        tried = TRIED[self.kind]
-        if self.kind == "tune":
-            return RATES if name == "lr" else tried.get(name) or RANGES.get(name)
-        if name == "lr" and self.kind == "lr":
-            optimizers = self.space.get("optimizer", [Recipe().optimizer])
-            return sorted({rate for optimizer in optimizers for rate in tried["lr"][optimizer]})
-        return tried.get(name)
-
-    def add_variants(self):
-        """Put the network's variants into the space."""
-        base = self.arguments.network
-        variants = [name for name in NETWORKS if name == base or name.startswith(base + "-")]
-        if len(variants) > 1:
-            self.space["network"] = variants
-        elif not self.arguments.option:
-            raise UnavailableError(f"{self.name} has no variants to compare; --option takes "
-                                   + ", ".join(map(dashed, RECIPE_OPTIONS)) + " for any network")
-
-    def description(self):
-        """What makes the study what it is."""
-        return {"kind": self.kind, "network": self.name, "data": self.arguments.data,
-                "digits": self.arguments.digits, "seeds": self.arguments.seeds,
-                "tried": self.space}
-
-    def recipe(self, settings, seed=0):
-        """(what TrainMNIST.py's --network would be, the `Recipe`) of some settings."""
-        fields = {name: value for name, value in settings.items() if name in Recipe._fields}
-        return settings.get("network", self.arguments.network), Recipe(seed=seed, **fields)
-
-    def command(self, settings):
-        """The command that trains with these settings on all the images."""
-        network, recipe = self.recipe(settings)
-        usual = Recipe(batch_size=recipe.batch_size, optimizer=recipe.optimizer)
-        words = ["python", "TrainMNIST.py"]
-        if network != "net":
-            words += ["--network", network]
-        for name in SETTINGS:
-            value = getattr(recipe, name)
-            if name == "lr":
-                value, default = float(f"{recipe.peak():.3g}"), float(f"{usual.peak():.3g}")
-            else:
-                default = getattr(Recipe(), name)
-            if value != default:
-                words += ["--" + dashed(name), f"{value:g}" if name != "optimizer" else value]
-        if self.arguments.data != "mnist":
-            words += ["--data", self.arguments.data]
-        return " ".join(words)
-
-
-def count_points(space):
-    """How many combinations of choices there are."""
-    points = 1
-    for choices in space.values():
-        points *= len(choices)
-    return points
 
 
 # --- Training -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mnist.training.recipe import LEARNING_RATES, Recipe
 
 pytest.importorskip("optuna", reason="pip install -r requirements/search.txt")
 
-from mnist.training import study  # noqa: E402
+from mnist.training import plan, study  # noqa: E402
 
 # --- Parts ----------------------------------------------------------------------------------------
 
@@ -44,8 +44,8 @@ def test_a_difference_of_single_runs_is_held_against_the_number_of_digits():
 
 
 def test_the_first_trial_of_a_search_is_what_training_does_by_default():
-    space = dict(study.RANGES, optimizer=["sgd", "adamw"], lr=study.RATES)
-    point = study.default_point(space)
+    space = dict(plan.RANGES, optimizer=["sgd", "adamw"], lr=plan.RATES)
+    point = plan.default_point(space)
     assert point == {"batch_size": 128, "weight_decay": 5e-4, "label_smoothing": 0.05,
                      "augment": 0.0, "optimizer": "sgd", "lr_sgd": 0.08}
 

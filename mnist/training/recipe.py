@@ -38,3 +38,8 @@ class Recipe(NamedTuple):
         if self.lr is not None:
             return self.lr
         return LEARNING_RATES[self.optimizer] * math.sqrt(self.batch_size / USUAL_BATCH)
+
+
+# What a study tries without and with: (off, on).
+OPTIONS = {"augment": (0.0, 1.0), "label_smoothing": (0.0, Recipe().label_smoothing),
+           "weight_decay": (0.0, Recipe().weight_decay)}

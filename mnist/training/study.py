@@ -4,7 +4,6 @@ A study lives in a database and is run by Optuna: its storage (an SQLite file, o
 SQLAlchemy reaches), its samplers, its heartbeat, by which a killed worker's trial is tried again.
 """
 
-import collections
 import contextlib
 import json
 import math
@@ -14,58 +13,11 @@ import warnings
 
 from mnist.errors import MNISTError, UnavailableError, package_missing
 from mnist.files import check_writable
-from mnist.training.recipe import LEARNING_RATES, Recipe
 
 # A worker says so often (seconds) that it lives, and counts as killed when it hasn't for so long.
 HEARTBEAT, GRACE = 2, 20
 RETRIES = 10  # of a trial whose worker was killed
 PATIENCE = 60  # seconds to wait for an SQLite file that another worker writes
-
-# What `tune` chooses from: (lowest, highest, whether on a logarithmic scale), or a list of choices.
-RANGES = collections.OrderedDict((
-    ("batch_size", [32, 64, 128, 256]),
-    ("weight_decay", (1e-5, 1e-2, True)),
-    ("label_smoothing", (0.0, 0.15, False)),
-    ("augment", (0.0, 1.0, False)),
-))
-RATES = {"sgd": (0.01, 0.3, True), "adamw": (3e-4, 1e-2, True)}
-
-
-# --- What is tried --------------------------------------------------------------------------------
-
-
-def suggest(trial, space):
-    """The settings of a trial, as Optuna's sampler chooses them."""
-    def draw(name, choices):
-        """A number of a range, of as many digits as the command shows that trains with it."""
-        low, high, log = choices
-        return float(f"{trial.suggest_float(name, low, high, log=log):.3g}")
-
-    settings = collections.OrderedDict()
-    for name, choices in space.items():
-        if name == "lr" and isinstance(choices, dict):  # a range for each optimiser
-            optimizer = settings["optimizer"]
-            settings[name] = draw("lr_" + optimizer, choices[optimizer])
-        elif isinstance(choices, list):
-            settings[name] = trial.suggest_categorical(name, choices)
-        else:
-            settings[name] = draw(name, choices)
-    return settings
-
-
-def default_point(space):
-    """What a training does when nothing is asked for, as far as it lies in the space of `tune`."""
-    point = {}
-    usual = Recipe()
-    for name, choices in space.items():
-        value = getattr(usual, name, None)
-        if name == "lr":
-            name, value = "lr_sgd", LEARNING_RATES["sgd"]
-            choices = choices["sgd"] if isinstance(choices, dict) else choices
-        if isinstance(choices, list) and value in choices or (
-                isinstance(choices, tuple) and choices[0] <= value <= choices[1]):
-            point[name] = value
-    return point
 
 
 # --- The study ------------------------------------------------------------------------------------

@@ -103,3 +103,5 @@ def test_record_is_that_of_the_weights(path):
     assert len(record["epochs"]) == record["settings"]["epochs"]
     assert record["result"]["accuracy"] == record["epochs"][-1]["accuracy"]
     assert os.path.isfile(stem + ".png")
+    with open(stem + "-int8.onnx", "rb") as graph, open(stem + "-int8.onnx.json") as file:
+        assert json.load(file)["sha256"] == hashlib.sha256(graph.read()).hexdigest()

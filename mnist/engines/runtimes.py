@@ -9,8 +9,8 @@ import io
 import numpy as np
 
 from mnist.engines.buffers import FixedBuffers
-from mnist.engines.int8 import quantize_missing
-from mnist.engines.pytorch import torch_missing
+from mnist.engines.int8 import quantize_missing, unsigned_activations
+from mnist.engines.pytorch import cpu_flags, torch_missing
 from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import UnavailableError, package_missing
 from mnist.machine import usable_cpus
@@ -20,6 +20,9 @@ def open_onnxruntime(graph, image_set, device, precision, batch_size, tuning=Tru
                      **_):
     """An `OnnxRuntimeEngine` on an exported graph (bytes), on the CPU with the quickest settings:
     see `mnist.engines.tuning.settings_to_try`."""
+    # Without VNNI, products of unsigned numbers and signed ones may overflow.
+    if precision == "int8" and device == "cpu" and cpu_flags() & {"avx512_vnni", "avx_vnni"}:
+        graph = unsigned_activations(graph)
     make = functools.partial(OnnxRuntimeEngine, graph, image_set, device, precision, batch_size)
     if device != "cpu":
         return make()

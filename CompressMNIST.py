@@ -192,25 +192,31 @@ class Workshop:
 def make_pruned(workshop):
     """The original with most of its weights zero, fine-tuned."""
     from mnist.training.compress import prune
-    from mnist.training.loop import hold_out
-    from mnist.training.recipe import Recipe
     arguments = workshop.arguments
-    training, held_out = hold_out(workshop.load("train"), "cpu")
-    # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
-    augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
-    recipe = Recipe(epochs=arguments.epochs, batch_size=128, lr=0.02, augment=augment)
-    pruned, history = prune(workshop.network("original"), arguments.sparsity, recipe, training,
-                            held_out)
-    workshop.notes["pruned"] = {"held_out_accuracy": history[-1]["accuracy"],
-                                "seconds": sum(epoch["seconds"] for epoch in history)}
-    return pruned
+    return fine_tuned(workshop, "pruned", prune, "original", arguments.sparsity, arguments.epochs)
 
 
 def make_clustered(workshop, of="original"):
-    """One of the networks with a few values for all weights of a layer."""
+    """One of the networks with a few values for all weights of a layer, which are fine-tuned."""
     from mnist.training.compress import cluster
-    network = workshop.network(of)
-    return network._replace(net=cluster(network.net, workshop.arguments.clusters))
+    arguments = workshop.arguments
+    kind = "clustered" if of == "original" else of + "+clustered"
+    return fine_tuned(workshop, kind, cluster, of, arguments.clusters,
+                      max(1, arguments.epochs // 4))
+
+
+def fine_tuned(workshop, kind, make, of, amount, epochs):
+    """The `Network` of one kind that `make`, `prune` or `cluster`, makes of another."""
+    from mnist.training.loop import hold_out
+    from mnist.training.recipe import Recipe
+    training, held_out = hold_out(workshop.load("train"), "cpu")
+    # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
+    augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
+    recipe = Recipe(epochs=epochs, batch_size=128, lr=0.02, augment=augment)
+    made, history = make(workshop.network(of), amount, recipe, training, held_out)
+    workshop.notes[kind] = {"held_out_accuracy": history[-1]["accuracy"],
+                            "seconds": sum(epoch["seconds"] for epoch in history)}
+    return made
 
 
 def load_small(workshop):

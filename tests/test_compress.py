@@ -21,10 +21,11 @@ from mnist.errors import UnavailableError
 from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 from mnist.training.compress import (
     Pruner,
-    cluster,
+    Sharer,
     count_non_zero,
     ideal_bytes,
     k_means,
+    share_values,
     weights_of,
 )
 from MNISTdsource import calibration_images, load_split
@@ -114,6 +115,18 @@ def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):
     assert np.array_equal(onnxruntime_answers(form, digits), onnxruntime_answers(graph, digits))
 
 
+@pytest.mark.parametrize("name", ["net", "cifar10"])
+def test_the_form_for_onnx_runtime_on_x86_answers_the_same(name):
+    with open(os.path.join(SHIPPED, name + "-int8.onnx"), "rb") as file:
+        graph = file.read()
+    form = int8.unsigned_activations(graph)
+    onnx.checker.check_model(onnx.load_model_from_string(form), full_check=True)
+    shape = load_network(os.path.join(SHIPPED, name + ".pth")).image_set.shape
+    images = np.random.default_rng(0).integers(0, 256, (20,) + shape).astype(np.float32)
+    np.testing.assert_allclose(onnxruntime_answers(form, images),
+                               onnxruntime_answers(graph, images), atol=0.1)
+
+
 def test_tensorrt_rtx_builds_every_form(graph, shipped):
     pytest.importorskip("tensorrt_rtx")
     from mnist.engines.onnx_export import onnx_bytes
@@ -194,7 +207,11 @@ def test_clusters_are_shared_and_zeros_stay(net):
     with torch.no_grad():
         net.fc1.weight[net.fc1.weight.abs() < 0.01] = 0
     zeros = (net.fc1.weight == 0)
-    clustered = cluster(net, 16)
+    clustered = share_values(net, 16)
+    share = Sharer(clustered)
+    for weight in weights_of(clustered).values():
+        weight.data.add_(torch.rand_like(weight), alpha=1e-3)  # what an optimiser would do
+    share()
     assert all(len(weight.unique()) <= 16 for weight in weights_of(clustered).values())
     assert torch.equal(clustered.fc1.weight == 0, zeros)
     assert len(net.fc1.weight.unique()) > 1000  # the original is left alone
@@ -203,7 +220,7 @@ def test_clusters_are_shared_and_zeros_stay(net):
 
 def test_more_clusters_than_weights_is_refused(net):
     with pytest.raises(UnavailableError, match="--clusters 501: conv1.weight has only 500 weights"):
-        cluster(net, 501)
+        share_values(net, 501)
 
 
 def test_k_means_finds_the_clusters():

@@ -57,23 +57,52 @@ class Pruner:
         self.masks = [weight.detach().abs() > threshold for weight in self.weights]
 
 
+class Sharer:
+    """Keeps the weights of a layer at the few values that they have, while these are trained: a
+    `Run`'s `after_step`. Zeros stay zeros. Source: the trained quantisation of "Deep Compression".
+    """
+
+    def __init__(self, net):
+        self.layers = [(weight, *weight.detach().unique(return_inverse=True, return_counts=True))
+                       for weight in weights_of(net).values()]
+
+    def __call__(self):
+        with torch.no_grad():
+            for weight, values, places, counts in self.layers:
+                means = torch.zeros_like(values).index_add_(
+                    0, places.flatten(), weight.flatten()) / counts
+                weight.copy_(means.masked_fill_(values == 0, 0)[places])
+
+
 def prune(network, sparsity, recipe, training, watched):
     """(a pruned copy of a `Network`, history): fine-tuned with the network as the teacher, on
     (images, targets) as `to_tensors` gives them."""
-    student, teacher = (copy.deepcopy(network.net) for _ in range(2))
-    run = Run(student, network.image_set, recipe, training, watched, teacher)
+    net = copy.deepcopy(network.net)
     steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
-    run.after_step = Pruner(run.net, sparsity, steps)
+    return fine_tune(network, net, Pruner(net, sparsity, steps), recipe, training, watched)
+
+
+def cluster(network, clusters, recipe, training, watched):
+    """(a copy of a `Network` in which the weights of each layer have no more than so many values,
+    history): k-means, then fine-tuned as a pruned one.
+
+    Zeros stay zeros, where some were pruned, and count as one of the values. Source: Han, Mao and
+    Dally, "Deep Compression", 2016. Raises UnavailableError for a layer of fewer weights.
+    """
+    net = share_values(network.net, clusters)
+    return fine_tune(network, net, Sharer(net), recipe, training, watched)
+
+
+def fine_tune(network, student, after_step, recipe, training, watched):
+    """(the `Network` of a trained student, history): the network is its teacher."""
+    run = Run(student, network.image_set, recipe, training, watched, copy.deepcopy(network.net))
+    run.after_step = after_step
     history = list(train(run))
     return network._replace(net=run.net.cpu().eval()), history
 
 
-def cluster(net, clusters):
-    """A copy of `net` in which the weights of each layer have no more than so many values.
-
-    k-means; zeros stay zeros, where some were pruned, and count as one of the values. Source: Han,
-    Mao and Dally, "Deep Compression", 2016. Raises UnavailableError for a layer of fewer weights.
-    """
+def share_values(net, clusters):
+    """A copy of `net` in which each weight is the centre of its cluster in the layer."""
     net = copy.deepcopy(net)
     for name, weight in weights_of(net).items():
         values = weight.detach().numpy()

@@ -79,8 +79,11 @@ def import_library():
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads")
-    parser.set_defaults(channels=None)
+    add_flags(parser, "data", "data-dir", "image-size", "device", "threads")
+    parser.add_argument("--channels", choices=("1", "3", "bgr"), default="3",
+                        help="of a folder's pictures: 1 grey, 3 red, green and blue, or bgr for "
+                             "weights that want these the other way round, as NVIDIA's course "
+                             "trains them (default: %(default)s)")
     parser.add_argument("--task", choices=("auto", "classification", "regression"), default="auto",
                         help="auto sees it by the folder (default: %(default)s)")
     parser.add_argument("--backbone", default="resnet18", metavar="NAME",
@@ -93,8 +96,6 @@ def parse_arguments():
                         help="what is trained after the head: nothing, the backbone's last third, "
                              f"all (default: all; with less than {SMALL_MEMORY} GiB of memory "
                              "head)")
-    parser.add_argument("--bgr", action="store_true",
-                        help="the weights want blue, green, red, as NVIDIA's course trains them")
     parser.add_argument("--size", type=positive_int, default=224, metavar="N",
                         help="pixels a side that the backbone sees (default: %(default)s)")
     parser.add_argument("--per-class", type=positive_int, nargs="+", metavar="N",
@@ -125,7 +126,7 @@ def parse_arguments():
 def the_image_set(arguments):
     """The set that is trained on, normalised as the backbone was trained."""
     image_set = find_image_set(arguments.data, arguments.image_size or arguments.size,
-                               arguments.channels or 3, arguments.task)
+                               1 if arguments.channels == "1" else 3, arguments.task)
     mean, std = statistics_of(arguments.backbone)
     if image_set.shape[0] == 1:
         mean, std = ((sum(values) / 3,) for values in (mean, std))
@@ -171,8 +172,8 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
     """(the trained `Network`, its result on all test images, a dict)."""
     pretrained = pretrained or arguments.pretrained
     regression = image_set.task == "regression"
-    name, make = find_network(transfer_name(arguments.backbone, arguments.size, arguments.bgr,
-                                            regression))
+    name, make = find_network(transfer_name(arguments.backbone, arguments.size,
+                                            arguments.channels == "bgr", regression))
     what = arguments.train or default_part()
     scratch = pretrained == "none"
     recipe = Recipe(epochs=arguments.epochs, batch_size=min(arguments.batch_size, len(data.images)),

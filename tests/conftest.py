@@ -48,6 +48,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="make test-gpu runs it"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    scripts.start_fork_server()
+
+
 @pytest.fixture(autouse=True)
 def no_child_outlives_its_test():
     """Kill what a test, even a failing one, leaves running of what it started."""

@@ -38,8 +38,8 @@ def photo(make_ink, style, generator):
     """uint8 (H, W, 3) of a digit; `make_ink(side, width)` gives it as an "L" picture whose longer
     side has about `side` pixels."""
     uniform = generator.uniform
-    height = int(np.exp(uniform(np.log(100), np.log(2000))))
-    width = int(np.clip(height * uniform(0.7, 1.4), 100, 2000))
+    height = int(np.exp(uniform(np.log(100), np.log(1000))))
+    width = int(np.clip(height * uniform(0.7, 1.4), 100, 1000))
     side = min(height, width)
     low, high = {"form's box": (0.4, 0.6), "sheet on a table": (0.25, 0.5)}.get(style, (0.25, 0.85))
     length = side * uniform(low, high)

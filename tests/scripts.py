@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver, get_context
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+FORK_SERVER = get_context("forkserver")
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 if LINUX:
@@ -40,17 +42,58 @@ def start(*command, env=None, prepare=None, **settings):
         preexec_fn=begin if LINUX or prepare else None, **settings)
 
 
-def run(*command, status=0, env=None, **settings):
-    """Run a script to its end, check its exit status, give (stdout, stderr)."""
-    with start(*command, env=env, **settings) as process:
-        try:
-            out, err = process.communicate(timeout=1200)
-        except BaseException:
-            process.kill()
-            raise
-    assert process.returncode == status, f"exit {process.returncode}\n{out}\n{err}"
+def run(*command, status=0, env=None, cwd=None, prepare=None):
+    """Run a script to its end, check its exit status, give (stdout, stderr).
+
+    In a process forked from one that has imported torch already, which is most of what a short run
+    takes; with an environment or a preparation of its own, in one that begins with nothing.
+    """
+    if env or prepare:
+        with start(*command, env=env, cwd=cwd, prepare=prepare) as process:
+            try:
+                out, err = process.communicate(timeout=1200)
+            except BaseException:
+                process.kill()
+                raise
+        code = process.returncode
+    else:
+        code, out, err = run_forked(*map(str, command), folder=cwd or os.getcwd())
+    assert code == status, f"exit {code}\n{out}\n{err}"
     assert "Traceback" not in err
     return out, err
+
+
+def start_fork_server():
+    """Before the first test: it is a child of this process, and must not end with that test."""
+    FORK_SERVER.set_forkserver_preload(["torch", "scripts"])
+    forkserver.ensure_running()
+
+
+def run_forked(*command, folder):
+    """(exit status, stdout, stderr) of a script in a process forked from the server."""
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        process = FORK_SERVER.Process(target=become, args=(command, folder, dict(os.environ),
+                                                           (os.devnull, out.name, err.name)))
+        process.start()
+        try:
+            process.join(1200)
+        finally:
+            process.kill()
+        process.join()
+        return process.exitcode, out.read(), err.read()
+
+
+def become(command, folder, env, files):
+    """In a forked process: be `python command…`, with these files as stdin, stdout and stderr."""
+    for number, path in enumerate(files):
+        os.dup2(os.open(path, os.O_WRONLY if number else os.O_RDONLY), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    script = os.path.join(ROOT, command[0])
+    sys.argv = [script, *command[1:]]
+    sys.path[0] = os.path.dirname(script)
+    runpy.run_path(script, run_name="__main__")
 
 
 def run_here(*command, cwd=None, status=0):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 import types
@@ -183,7 +184,9 @@ def test_a_run_goes_on_with_the_same_images_only(small_mnist, tmp_path):
         process.kill()
         process.communicate()
     assert (tmp_path / "net.pth.resume").exists()
-    _, err = refused(*flags, "--data", "generated", "--resume")
+    other = shutil.copytree(small_mnist, tmp_path / "other")
+    (other / "train-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801000003e8") + bytes(1000))
+    _, err = refused(*flags, "--data-dir", other, "--resume")
     assert "--resume: the unfinished run had data IDX files" in err
 
 

@@ -14,9 +14,9 @@ from multiprocessing import forkserver, get_context
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-FORK_SERVER = get_context("forkserver")
 LINUX = sys.platform.startswith("linux")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
+FORK_SERVER = LINUX and get_context("forkserver")
 if LINUX:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a child leaves running becomes ours
@@ -48,7 +48,7 @@ def run(*command, status=0, env=None, cwd=None, prepare=None):
     In a process forked from one that has imported torch already, which is most of what a short run
     takes; with an environment or a preparation of its own, in one that begins with nothing.
     """
-    if env or prepare:
+    if env or prepare or not FORK_SERVER:
         with start(*command, env=env, cwd=cwd, prepare=prepare) as process:
             try:
                 out, err = process.communicate(timeout=1200)
@@ -65,8 +65,9 @@ def run(*command, status=0, env=None, cwd=None, prepare=None):
 
 def start_fork_server():
     """Before the first test: it is a child of this process, and must not end with that test."""
-    FORK_SERVER.set_forkserver_preload(["torch", "scripts"])
-    forkserver.ensure_running()
+    if FORK_SERVER:
+        FORK_SERVER.set_forkserver_preload(["torch", "scripts"])
+        forkserver.ensure_running()
 
 
 def run_forked(*command, folder):

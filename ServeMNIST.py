@@ -170,7 +170,10 @@ def serve(options):
     if options.workers > 1:
         from uvicorn.supervisors import Multiprocess
         config = uvicorn.Config("ServeMNIST:make_application", factory=True, **settings)
-        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
+        target = {"target": uvicorn.Server(config).run}  # which uvicorn before 0.54 wants
+        if "target" not in inspect.signature(Multiprocess).parameters:
+            target = {}
+        Multiprocess(config, sockets=[sock], **target).run()
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended

@@ -145,7 +145,7 @@ class Workshop:
     """The networks that are made, each once, and the images to make and to judge them by."""
 
     def __init__(self, network, arguments):
-        from MNISTdsource import load_images
+        from MNISTdsource import calibration_images, load_images
         self.arguments, self.image_set = arguments, network.image_set
         self.name = os.path.splitext(os.path.basename(network.path))[0]
         self.made = {"original": network._replace(path=self.path(self.name))}
@@ -154,6 +154,8 @@ class Workshop:
         self.load = functools.partial(load_images, network.image_set, data=arguments.data,
                                       data_dir=arguments.data_dir)
         self.test = self.load("test")
+        self.calibration = functools.partial(  # gives the images that int8 is calibrated on
+            calibration_images, network.image_set, arguments.data, arguments.data_dir)
 
     def path(self, name):
         """Where a weights file of this name goes."""
@@ -171,11 +173,6 @@ class Workshop:
                 self.files[kind] = made.path
             self.made[kind] = made
         return self.made[kind]
-
-    def calibration(self):
-        """The images that int8 is calibrated on."""
-        from MNISTdsource import calibration_images
-        return calibration_images(self.image_set, self.arguments.data, self.arguments.data_dir)
 
     def graph(self, kind, precision):
         """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""

@@ -188,7 +188,7 @@ def serve(options):
 def find_protocol():
     """What reads HTTP for uvicorn."""
     try:
-        from mnist.serving.offers import Protocol
+        from mnist.serving.connection import Protocol
         return Protocol
     except ImportError:  # no httptools
         return "h11"

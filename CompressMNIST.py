@@ -111,8 +111,8 @@ def parse_arguments():
     parser.add_argument("--clusters", type=clusters, default=16, metavar="N",
                         help="values that the weights of a layer share (default: %(default)s)")
     parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
-                        help="passes over the training images for fine-tuning what was pruned "
-                             "(default: %(default)s)")
+                        help="passes over the training images for fine-tuning what was pruned, "
+                             "a quarter of them for what was clustered (default: %(default)s)")
     parser.add_argument("--output-dir", type=os.path.expanduser, default=ROOT, metavar="DIR",
                         help="where the files go (default: beside the scripts)")
     parser.add_argument("--repeat", type=positive_int, default=3, metavar="N",

@@ -197,8 +197,8 @@ def unsigned_activations(graph):
     weights = {tensor.name for tensor in tensors}
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in weights:
-            node.input[2] = "middle"
-    tensors.append(numpy_helper.from_array(np.array(128, np.uint8), "middle"))
+            node.input[2] = "middle_level"
+    tensors.append(numpy_helper.from_array(np.array(128, np.uint8), "middle_level"))
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in tensors if tensor.name not in used]:
         tensors.remove(tensor)

@@ -327,9 +327,10 @@ def draw_curve(arguments, image_set, data, test, device):
             for seed in range(arguments.seeds):
                 _, result = transfer(arguments, image_set, choose(data, number, seed), test, device,
                                      seed, pretrained)
-                rows.append({"per_class": number, "pretrained": pretrained, "seed": seed,
+                name = os.path.basename(pretrained)
+                rows.append({"per_class": number, "pretrained": name, "seed": seed,
                              "score": result[image_set.metric], "seconds": result["seconds"]})
-                print(f"{number or 'all'} of a class, {pretrained}, seed {seed}: "
+                print(f"{number or 'all'} of a class, {name}, seed {seed}: "
                       f"{image_set.format_score(rows[-1]['score'])}", flush=True)
     if arguments.json:
         save_json(arguments.json, {"schema": 1, "machine": machine_record(), "rows": rows,

@@ -56,8 +56,8 @@ NEWER = {
 # names from their references), in what comes on its own (Pillow, onnx, ONNX Runtime,
 # OpenVINO, torchvision, Optuna), and attributes that only instances have.
 ELSEWHERE = set("""
-.Config .Server .response_complete .prctl .set_model_props .VisionDataset .model_urls .submodule_search_locations
-.get_model_weights .optimize .GridSampler .RetryFailedTrialCallback .URL
+.Config .Server .prctl .set_model_props .VisionDataset .model_urls .submodule_search_locations
+.response_complete .get_model_weights .optimize .GridSampler .RetryFailedTrialCallback .URL
 .RetryHeartbeatStaleTrialCallback
 .render_as_string .epsilon .create .exc .exif_transpose .draft .convert .thumbnail .getbands
 .fromarray .DecompressionBombError

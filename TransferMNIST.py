@@ -356,7 +356,11 @@ def plot_curve(path, image_set, rows):
                        label="from scratch" if pretrained else "pretrained")
     panel.set(xscale="log", xlabel="images of each class", title=image_set.name,
               ylabel=f"{image_set.metric}, test images")
-    panel.grid(alpha=0.3, which="both")
+    ticks = sorted({row["per_class"] for row in rows if row["per_class"]})
+    panel.set_xticks(ticks)
+    panel.set_xticklabels(ticks)
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
     panel.legend()
     figure.tight_layout()
     save_figure(figure, path)

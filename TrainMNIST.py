@@ -18,7 +18,6 @@ batch, and the averages that are saved are those of the first one.
 """
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -56,9 +55,9 @@ def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
     global check_plot, choose_device, count_macs, count_parameters, default_network, evaluate
     global find_image_set, find_network, has_bfloat16, hold_out, known_answers, load_images
-    global load_network, machine_record, new_network, np, plot_training, read_pickle
+    global load_network, machine_record, new_network, np, plot_training, resume, save_state
     global save_weights, set_threads, to_tensors, torch, train, trained_path, weights_digest
-    global write_pickle, Run
+    global Run
     import numpy as np
     import torch
 
@@ -70,11 +69,9 @@ def import_library():
     from mnist.models.weights import (
         default_network,
         load_network,
-        read_pickle,
         save_weights,
         trained_path,
         weights_digest,
-        write_pickle,
     )
     from mnist.training.loop import (
         Run,
@@ -85,6 +82,7 @@ def import_library():
         to_tensors,
         train,
     )
+    from mnist.training.state import resume, save_state
     from MNISTdsource import find_image_set, load_images
     from MNISTmodel import count_macs, count_parameters
 
@@ -360,40 +358,6 @@ def without_copies(run, data, test):
           f"images; {score_text(result, int(new.sum()))} on the others")
     return {"copies": copies,
             "without_copies": result[run.image_set.metric]}
-
-
-def save_state(path, settings, run):
-    """Write all that --resume needs, whole or not at all.
-
-    The optimiser's settings follow from the recipe, and numbers that aren't tensors go as text:
-    torch 1.13 refuses a float in a file that it may run no code of.
-    """
-    write_pickle({"settings": json.dumps(settings), "history": json.dumps(run.history),
-                  "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict()["state"]},
-                 path)
-
-
-def resume(path, settings, run):
-    """Put a run back to where `save_state` left it.
-
-    What the settings say must be the same for the run to end with the same weights.
-    """
-    if not os.path.exists(path):
-        raise UnavailableError(f"--resume: there is no unfinished run {path}")
-    state = read_pickle(path, trust_pickle=False)
-    try:
-        saved = json.loads(state["settings"])
-        for name, value in settings.items():
-            if saved[name] != value:
-                raise UnavailableError(f"--resume: the unfinished run had {name.replace('_', '-')} "
-                                       f"{saved[name]}, not {value}; give the same flags")
-        run.history = json.loads(state["history"])
-        run.net.load_state_dict(state["net"])
-        run.optimiser.load_state_dict(dict(run.optimiser.state_dict(), state=state["optimiser"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise MNISTError(f"--resume: {path} is not a state of this script "
-                         f"({str(error).splitlines()[0]})") from error
-    print(f"resuming after epoch {len(run.history)} of {settings['epochs']}")
 
 
 def write_record(arguments, run, settings, result, data):

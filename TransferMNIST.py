@@ -13,6 +13,7 @@ the names of the classes: every other program, engine and the server take pictur
 docs/transfer.md goes from photos to the engine.
 """
 
+import contextlib
 import os
 import time
 
@@ -49,7 +50,7 @@ def main():
     data, test = (load_images(image_set, split, arguments.data, arguments.data_dir)
                   for split in ("train", "test"))
     check_targets(image_set, data, test)
-    if len(arguments.per_class or [None]) > 1 or arguments.seeds > 1:
+    if is_curve(arguments):
         return draw_curve(arguments, image_set, data, test, device)
     number = arguments.per_class and arguments.per_class[0]
     network, result = transfer(arguments, image_set, choose(data, number, arguments.seed), test,
@@ -60,7 +61,8 @@ def main():
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
     global choose_device, evaluate, find_image_set, find_network, known_answers, load_images
-    global load_pretrained, machine_record, new_network, np, read_state, save_weights, set_threads
+    global load_pretrained, machine_record, new_network, np, read_state, resume, save_state
+    global save_weights, set_threads
     global statistics_of, to_tensors, torch, train, transfer_name, weights_digest
     global Images, Network, Recipe, Run
     import numpy as np
@@ -74,6 +76,7 @@ def import_library():
     from mnist.models.weights import Network, read_state, save_weights, weights_digest
     from mnist.training.loop import Run, evaluate, new_network, to_tensors, train
     from mnist.training.recipe import Recipe
+    from mnist.training.state import resume, save_state
     from MNISTdsource import Images, find_image_set, load_images
 
 
@@ -113,11 +116,20 @@ def parse_arguments():
     parser.add_argument("--output", type=os.path.expanduser,
                         default=os.path.join(ROOT, "NetTransfer.pth"), metavar="FILE",
                         help="weights to write (default: NetTransfer.pth beside the scripts)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on after the last completed epoch of the same command")
     add_flags(parser, "json", "plot")
     arguments = parser.parse_args()
     if not arguments.data:
         parser.error("--data says which pictures: a folder, or an image set by name")
+    if arguments.resume and is_curve(arguments):
+        parser.error("--resume goes on with one training, not with a curve")
     return arguments
+
+
+def is_curve(arguments):
+    """Whether several trainings are asked for."""
+    return len(arguments.per_class or [None]) > 1 or arguments.seeds > 1
 
 
 # --- The images -----------------------------------------------------------------------------------
@@ -187,10 +199,20 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
     training = to_tensors(data, device)
     print(f"training on {len(data.images)} images of {data.source}: {name}, {what}")
     started = time.perf_counter()
-    if not scratch:
+    if what == "head" and not scratch:
         train_head(net, image_set, training, seed)
-    if what != "head" or scratch:
-        train_more(net, image_set, recipe, training, test, what if not scratch else "all", device)
+    else:
+        if what == "last" and not scratch:
+            keep_all_but_the_last(net)
+        run = Run(net, image_set, recipe, training, some_of(test, device))
+        settings = dict(recipe._asdict(), network=name, pretrained=os.path.basename(pretrained),
+                        train=what, data=data.source, images=len(data.images))
+        state_file = state_path(arguments)
+        if arguments.resume:
+            resume(state_file, settings, run)
+        elif not scratch:
+            train_head(net, image_set, training, seed)
+        train_more(run, state_file, settings)
     net.eval()
     result = dict(evaluate(net, image_set, to_tensors(test, device)),
                   seconds=time.perf_counter() - started)
@@ -239,20 +261,38 @@ def features_of(net, image_set, images):
     return torch.cat(parts)
 
 
-def train_more(net, image_set, recipe, training, test, what, device):
-    """Train all of the network, or its last third, with a lower rate."""
-    if what == "last":
-        net.requires_grad_(False)
-        for parameter in net.last_layers() + list(net.head.parameters()):
-            parameter.requires_grad_(True)
+def keep_all_but_the_last(net):
+    """Leave all of the network as it is but its last third and the head."""
+    net.requires_grad_(False)
+    for parameter in net.last_layers() + list(net.head.parameters()):
+        parameter.requires_grad_(True)
+
+
+def some_of(test, device):
+    """A few of the test images, to watch the score on: as `to_tensors` gives them."""
     some = np.random.RandomState(0).permutation(len(test.images))[:WATCHED]
-    watched = to_tensors(test._replace(images=test.images[some], targets=test.targets[some]),
-                         device)
-    for line in train(Run(net, image_set, recipe, training, watched)):
-        score = image_set.format_score(line[image_set.metric])
-        print(f"epoch {line['epoch']}/{recipe.epochs}  {line['seconds']:6.2f} s  training loss "
-              f"{line['train_loss']:.4f}  {image_set.metric} {score} of {len(some)} test images",
-              flush=True)
+    return to_tensors(test._replace(images=test.images[some], targets=test.targets[some]), device)
+
+
+def train_more(run, state_file, settings):
+    """Train what of the network is free, with a lower rate; the state is saved after each epoch."""
+    metric = run.image_set.metric
+    for line in train(run):
+        print(f"epoch {line['epoch']}/{run.recipe.epochs}  {line['seconds']:6.2f} s  training loss "
+              f"{line['train_loss']:.4f}  {metric} {run.image_set.format_score(line[metric])} of "
+              f"{len(run.watched[1])} test images", flush=True)
+        save_state(state_file, settings, run)
+
+
+def state_path(arguments):
+    """Where the state of an unfinished training is."""
+    return arguments.output + ".resume"
+
+
+def forget_state(arguments):
+    """Remove the state of a training that is finished."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(state_path(arguments))
 
 
 # --- What comes out -------------------------------------------------------------------------------
@@ -262,6 +302,7 @@ def finish(arguments, network, result, data):
     """Write the weights and the record, and say what came out."""
     image_set = network.image_set
     save_weights(network.net, arguments.output, network.name, image_set)
+    forget_state(arguments)
     text = f"{image_set.metric} {image_set.format_score(result[image_set.metric])}"
     print(f"saved {arguments.output}\n{result['seconds']:.1f} s, {text} on the test images")
     outputs = None
@@ -327,6 +368,7 @@ def draw_curve(arguments, image_set, data, test, device):
             for seed in range(arguments.seeds):
                 _, result = transfer(arguments, image_set, choose(data, number, seed), test, device,
                                      seed, pretrained)
+                forget_state(arguments)
                 name = os.path.basename(pretrained)
                 rows.append({"per_class": number, "pretrained": name, "seed": seed,
                              "score": result[image_set.metric], "seconds": result["seconds"]})

@@ -22,6 +22,7 @@ from mnist.errors import UnavailableError
 from mnist.models.weights import load_network, trained_path
 from mnist.training import loop
 from mnist.training.recipe import Recipe
+from mnist.training.state import resume, save_state
 from MNISTmodel import NETWORKS
 
 
@@ -338,9 +339,9 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
         net = loop.new_network("Noisy", lambda *_: Noisy(), MNIST, recipe, "cpu")
         run = loop.Run(net, MNIST, recipe, *few)
         if (tmp_path / "state").exists():
-            TrainMNIST.resume(tmp_path / "state", recipe._asdict(), run)
+            resume(tmp_path / "state", recipe._asdict(), run)
         for line in loop.train(run):
-            TrainMNIST.save_state(tmp_path / "state", recipe._asdict(), run)
+            save_state(tmp_path / "state", recipe._asdict(), run)
             if line["epoch"] == 2:
                 break
     assert [line["epoch"] for line in run.history] == [1, 2, 3, 4]

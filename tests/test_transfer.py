@@ -111,6 +111,29 @@ def test_bgr_weights_see_the_channels_turned_round():
         assert torch.equal(net(x), plain)
 
 
+def test_a_stopped_transfer_goes_on_to_the_same_weights(photos, tmp_path, monkeypatch):
+    flags = "--data", photos, "--epochs", 2
+    transfer(tmp_path, *flags)
+    whole = load_network(str(tmp_path / "transfer.pth")).net.state_dict()
+    assert not (tmp_path / "transfer.pth.resume").exists()
+    from mnist.training import state
+    save = state.save_state
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save_state", save_and_stop)
+        transfer(tmp_path, *flags, status=130)
+    out, _ = transfer(tmp_path, *flags, "--resume")
+    assert "resuming after epoch 1 of 2" in out
+    again = load_network(str(tmp_path / "transfer.pth")).net.state_dict()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    _, err = transfer(tmp_path, *flags, "--resume", status=2)
+    assert "there is no unfinished run" in err
+
+
 # --- The five complaints --------------------------------------------------------------------------
 
 

@@ -60,11 +60,10 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global choose_device, evaluate, find_image_set, find_network, known_answers, load_images
-    global load_pretrained, machine_record, new_network, np, read_state, resume, save_state
-    global save_weights, set_threads
-    global statistics_of, to_tensors, torch, train, transfer_name, weights_digest
-    global Images, Network, Recipe, Run
+    global calls, choose_device, count_parameters, evaluate, find_image_set, find_network
+    global known_answers, load_images, load_pretrained, machine_record, new_network, np, read_state
+    global resume, save_state, save_weights, set_threads, statistics_of, to_tensors, torch, train
+    global transfer_name, weights_digest, Images, Network, Recipe, Run
     import numpy as np
     import torch
 
@@ -78,6 +77,7 @@ def import_library():
     from mnist.training.recipe import Recipe
     from mnist.training.state import resume, save_state
     from MNISTdsource import Images, find_image_set, load_images
+    from MNISTmodel import calls, count_parameters
 
 
 def parse_arguments():
@@ -204,6 +204,8 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
     else:
         if what == "last" and not scratch:
             keep_all_but_the_last(net)
+        print(f"this takes up to {memory_needed(net, image_set, recipe.batch_size):.1f} GiB of "
+              "memory beside torch itself")
         run = Run(net, image_set, recipe, training, some_of(test, device))
         settings = dict(recipe._asdict(), network=name, pretrained=os.path.basename(pretrained),
                         train=what, data=data.source, images=len(data.images))
@@ -227,6 +229,16 @@ def default_part():
               "tries more)")
         return "head"
     return "all"
+
+
+def memory_needed(net, image_set, batch_size):
+    """About how many GiB it takes to train all of a network: what each layer puts out for a batch,
+    and each parameter with its gradient and AdamW's two averages, in float32."""
+    x = torch.zeros((1,) + tuple(image_set.shape), device=net.head.weight.device)
+    with torch.no_grad():
+        made, _ = calls(net.eval(), x)
+    outputs = sum(call.output.numel() for call in made)
+    return 4 * (batch_size * outputs + 4 * count_parameters(net)) / 2 ** 30
 
 
 def train_head(net, image_set, training, seed):

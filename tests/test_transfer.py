@@ -127,7 +127,7 @@ def test_a_stopped_transfer_goes_on_to_the_same_weights(photos, tmp_path, monkey
         patch.setattr(state, "save_state", save_and_stop)
         transfer(tmp_path, *flags, status=130)
     out, _ = transfer(tmp_path, *flags, "--resume")
-    assert "resuming after epoch 1 of 2" in out
+    assert "resuming after epoch 1 of 2" in out and "this takes up to 0.1 GiB of memory" in out
     again = load_network(str(tmp_path / "transfer.pth")).net.state_dict()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     _, err = transfer(tmp_path, *flags, "--resume", status=2)

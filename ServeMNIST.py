@@ -170,9 +170,8 @@ def serve(options):
     if options.workers > 1:
         from uvicorn.supervisors import Multiprocess
         config = uvicorn.Config("ServeMNIST:make_application", factory=True, **settings)
-        target = {"target": uvicorn.Server(config).run}  # which uvicorn before 0.54 wants
-        if "target" not in inspect.signature(Multiprocess).parameters:
-            target = {}
+        wants_target = "target" in inspect.signature(Multiprocess).parameters  # before 0.54
+        target = {"target": uvicorn.Server(config).run} if wants_target else {}
         Multiprocess(config, sockets=[sock], **target).run()
     else:
         for number in (signal.SIGTERM, signal.SIGINT):

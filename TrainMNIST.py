@@ -53,11 +53,10 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global check_plot, choose_device, count_macs, count_parameters, default_network, evaluate
-    global find_image_set, find_network, has_bfloat16, hold_out, known_answers, load_images
-    global load_network, machine_record, new_network, np, plot_training, resume, save_state
-    global save_weights, set_threads, to_tensors, torch, train, trained_path, weights_digest
-    global Run
+    global begin, check_plot, choose_device, count_macs, count_parameters, default_network
+    global evaluate, find_image_set, find_network, has_bfloat16, hold_out, known_answers
+    global load_images, load_network, machine_record, new_network, np, plot_training, save_weights
+    global set_threads, to_tensors, torch, train_and_save, trained_path, weights_digest, Run
     import numpy as np
     import torch
 
@@ -80,9 +79,8 @@ def import_library():
         hold_out,
         new_network,
         to_tensors,
-        train,
     )
-    from mnist.training.state import resume, save_state
+    from mnist.training.state import begin, train_and_save
     from MNISTdsource import find_image_set, load_images
     from MNISTmodel import count_macs, count_parameters
 
@@ -193,12 +191,9 @@ def train_network(arguments, device, rank, world):
                     validate=arguments.validate)
     describe_run(run, settings, teacher)
     state_file = arguments.output + ".resume"
-    if arguments.resume:
-        resume(state_file, settings, run)
-    elif os.path.exists(state_file):
-        warn(f"starting anew; the unfinished run in {state_file} is lost after the first epoch "
-             "(--resume would go on with it)")
-    run_epochs(run, arguments, settings, state_file)
+    begin(state_file, settings, run, arguments.resume)
+    for line in train_and_save(run, state_file, settings):
+        report_epoch(line, arguments, run)
     if rank == 0:
         finish(run, arguments, settings, state_file, data)
 
@@ -223,19 +218,6 @@ def describe_run(run, settings, teacher):
           + f", {'bfloat16' if run.bfloat16 else 'float32'}, channels-last, "
           + run.recipe.optimizer
           + (f"\nteacher: {teacher.name}, {teacher.origin}" if teacher else ""))
-
-
-def run_epochs(run, arguments, settings, state_file):
-    """Make the epochs that are left; the state is saved after each."""
-    try:
-        for line in train(run):
-            report_epoch(line, arguments, run)
-            save_state(state_file, settings, run)
-    except KeyboardInterrupt:
-        if run.rank == 0 and os.path.exists(state_file):
-            print("\nstopped; the same command with --resume goes on after the last whole epoch",
-                  file=sys.stderr)
-        raise
 
 
 def finish(run, arguments, settings, state_file, data):

@@ -60,9 +60,9 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global calls, choose_device, count_parameters, evaluate, find_image_set, find_network
+    global begin, calls, choose_device, count_parameters, evaluate, find_image_set, find_network
     global known_answers, load_images, load_pretrained, machine_record, new_network, np, read_state
-    global resume, save_state, save_weights, set_threads, statistics_of, to_tensors, torch, train
+    global save_weights, set_threads, statistics_of, to_tensors, torch, train_and_save
     global transfer_name, weights_digest, Images, Network, Recipe, Run
     import numpy as np
     import torch
@@ -73,9 +73,9 @@ def import_library():
     from mnist.models.backbones import load_pretrained, statistics_of, transfer_name
     from mnist.models.registry import find_network
     from mnist.models.weights import Network, read_state, save_weights, weights_digest
-    from mnist.training.loop import Run, evaluate, new_network, to_tensors, train
+    from mnist.training.loop import Run, evaluate, new_network, to_tensors
     from mnist.training.recipe import Recipe
-    from mnist.training.state import resume, save_state
+    from mnist.training.state import begin, train_and_save
     from MNISTdsource import Images, find_image_set, load_images
     from MNISTmodel import calls, count_parameters
 
@@ -208,13 +208,13 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
               "memory beside torch itself")
         run = Run(net, image_set, recipe, training, some_of(test, device))
         settings = dict(recipe._asdict(), network=name, pretrained=os.path.basename(pretrained),
-                        train=what, data=data.source, images=len(data.images))
-        state_file = state_path(arguments)
-        if arguments.resume:
-            resume(state_file, settings, run)
-        elif not scratch:
+                        train=what, data=data.source, data_sha256=data.digest,
+                        images=len(data.images))
+        begin(state_path(arguments), settings, run, arguments.resume)
+        if not scratch and not arguments.resume:
             train_head(net, image_set, training, seed)
-        train_more(run, state_file, settings)
+        for line in train_and_save(run, state_path(arguments), settings):
+            report_epoch(line, run)
     net.eval()
     result = dict(evaluate(net, image_set, to_tensors(test, device)),
                   seconds=time.perf_counter() - started)
@@ -286,14 +286,12 @@ def some_of(test, device):
     return to_tensors(test._replace(images=test.images[some], targets=test.targets[some]), device)
 
 
-def train_more(run, state_file, settings):
-    """Train what of the network is free, with a lower rate; the state is saved after each epoch."""
+def report_epoch(line, run):
+    """Print the line of an epoch, a dict of `train`'s history."""
     metric = run.image_set.metric
-    for line in train(run):
-        print(f"epoch {line['epoch']}/{run.recipe.epochs}  {line['seconds']:6.2f} s  training loss "
-              f"{line['train_loss']:.4f}  {metric} {run.image_set.format_score(line[metric])} of "
-              f"{len(run.watched[1])} test images", flush=True)
-        save_state(state_file, settings, run)
+    print(f"epoch {line['epoch']}/{run.recipe.epochs}  {line['seconds']:6.2f} s  training loss "
+          f"{line['train_loss']:.4f}  {metric} {run.image_set.format_score(line[metric])} of "
+          f"{len(run.watched[1])} test images", flush=True)
 
 
 def state_path(arguments):

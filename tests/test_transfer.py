@@ -125,7 +125,10 @@ def test_a_stopped_transfer_goes_on_to_the_same_weights(photos, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(state, "save_state", save_and_stop)
-        transfer(tmp_path, *flags, status=130)
+        _, err = transfer(tmp_path, *flags, status=130)
+        assert "the same command with --resume goes on" in err
+        _, err = transfer(tmp_path, *flags, status=130)
+        assert "the unfinished run in" in err and "is lost" in err
     out, _ = transfer(tmp_path, *flags, "--resume")
     assert "resuming after epoch 1 of 2" in out and "this takes up to 0.1 GiB of memory" in out
     again = load_network(str(tmp_path / "transfer.pth")).net.state_dict()

@@ -283,7 +283,7 @@ class Batcher:
         future = self.loop.create_future()
         job = Job(images, lambda job: future.cancelled() or future.set_result(job), timeout)
         self.submit(job)
-        if receive and 2 * self.waiting > self.max_waiting:
+        if receive and self.waiting > self.engines.max_batch:
             gone = asyncio.ensure_future(receive())
             await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
             if not future.done():

@@ -86,8 +86,7 @@ def cluster(network, clusters, recipe, training, watched):
     """(a copy of a `Network` in which the weights of each layer have no more than so many values,
     history): k-means, then fine-tuned as a pruned one.
 
-    Zeros stay zeros, where some were pruned, and count as one of the values. Source: Han, Mao and
-    Dally, "Deep Compression", 2016. Raises UnavailableError for a layer of fewer weights.
+    Source: Han, Mao and Dally, "Deep Compression", 2016. Raises as `share_values`.
     """
     net = share_values(network.net, clusters)
     return fine_tune(network, net, Sharer(net), recipe, training, watched)
@@ -102,7 +101,11 @@ def fine_tune(network, student, after_step, recipe, training, watched):
 
 
 def share_values(net, clusters):
-    """A copy of `net` in which each weight is the centre of its cluster in the layer."""
+    """A copy of `net` in which each weight is the centre of its cluster in the layer.
+
+    Zeros stay zeros, where some were pruned, and count as one of the values. Raises
+    UnavailableError for a layer of fewer weights than clusters.
+    """
     net = copy.deepcopy(net)
     for name, weight in weights_of(net).items():
         values = weight.detach().numpy()

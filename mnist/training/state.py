@@ -2,9 +2,35 @@
 
 import json
 import os
+import sys
 
-from mnist.errors import MNISTError, UnavailableError
+from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.models.weights import read_pickle, write_pickle
+from mnist.training.loop import train
+
+
+def begin(path, settings, run, go_on):
+    """Put a run to where the unfinished one in a file was left (`go_on`), or warn that this one
+    will be lost. Raises as `resume`."""
+    if go_on:
+        resume(path, settings, run)
+    elif os.path.exists(path):
+        warn(f"starting anew; the unfinished run in {path} is lost after the first epoch (--resume "
+             "would go on with it)")
+
+
+def train_and_save(run, path, settings):
+    """The lines of `mnist.training.loop.train`; after each the state is saved, unless whoever asked
+    for it stops."""
+    try:
+        for line in train(run):
+            yield line
+            save_state(path, settings, run)
+    except KeyboardInterrupt:
+        if run.rank == 0 and os.path.exists(path):
+            print("\nstopped; the same command with --resume goes on after the last whole epoch",
+                  file=sys.stderr)
+        raise
 
 
 def save_state(path, settings, run):

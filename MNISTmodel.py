@@ -236,8 +236,10 @@ NETWORKS = collections.OrderedDict((
     ("separable-bn-dropout", functools.partial(Separable, batch_norm=True, dropout=0.5)),
     ("resnet8", ResNet8),
     ("pooled-64", functools.partial(PooledResNet, widths=(24, 48, 64), depth=1)),
+    ("pooled-80", functools.partial(PooledResNet, widths=(32, 64, 80))),
     ("pooled-88", functools.partial(PooledResNet, widths=(28, 56, 88))),
-    ("pooled-96", functools.partial(PooledResNet, widths=(32, 64, 96)))))
+    ("pooled-96", functools.partial(PooledResNet, widths=(32, 64, 96))),
+    ("pooled-256", functools.partial(PooledResNet, widths=(64, 128, 256)))))
 
 # The network of an image set where none is named; of others it is "net".
 DEFAULT_NETWORKS = {"fashion-mnist": "pooled-64", "cifar10": "pooled-88", "gtsrb": "pooled-96"}

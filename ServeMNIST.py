@@ -162,7 +162,7 @@ def serve(options):
     os.environ[ADDRESS] = json.dumps(sock.getsockname()[:2])
     settings = dict(
         http=find_protocol(), ws="none", lifespan="on", log_level="error", access_log=False,
-        server_header=False,
+        server_header=False, proxy_headers=options.access_log,  # nothing else names the client
         limit_concurrency=1000, backlog=1024, timeout_keep_alive=75, workers=options.workers,
         timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=LONGEST_HEAD)
     known = inspect.signature(uvicorn.Config).parameters  # uvicorn 0.16 lacks some

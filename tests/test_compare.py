@@ -10,6 +10,7 @@ import own_networks
 import pytest
 import stub_engines
 from scripts import run, start
+from test_readme import check_columns
 
 import CompareMNIST
 import MNISTdsource
@@ -155,16 +156,15 @@ def test_each_network_takes_its_weights(tmp_path):
 
 
 def test_several_networks_in_one_run(tmp_path, small_mnist):
-    pytest.importorskip("torchvision", reason="the usual loop needs torchvision")
     record = tmp_path / "record.json"
     out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
                    "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
                    "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
-                   "--engine", "torch", "usual-loop", "--precision", "fp32", *QUICK,
+                   "--engine", "torch", "onnxruntime", "--precision", "fp32", *QUICK,
                    "--json", record, "--plot", tmp_path / "plot.svg")
     rows = json.loads(record.read_text())["rows"]
     assert [(row["engine"], row["network"]) for row in rows] == [
-        ("torch", "net"), ("torch", "Dense"), ("usual-loop", "net"), ("usual-loop", "Dense")]
+        ("torch", "net"), ("torch", "Dense"), ("onnxruntime", "net"), ("onnxruntime", "Dense")]
     assert "torch cpu fp32 Dense" in (tmp_path / "plot.svg").read_text()
     assert "net from weights/net.pth (shipped), Dense from" in out and "network" in out
     assert "on 64 test images of IDX files in" in " ".join(out.split())
@@ -241,6 +241,7 @@ def test_a_real_run(tmp_path, small_mnist):
     assert all(row["max_difference"] < 1e-3 for row in ran if row["precision"] == "fp32")
     assert record["settings"]["threads"] == 1 and "1 thread," in err
     assert all(name in out for name, _ in usable)
+    check_columns("python CompareMNIST.py", out)
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 

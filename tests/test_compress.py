@@ -272,16 +272,6 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, small_mnist, net):
     assert "\nint8 " in out and "\npruned" not in out and (tmp_path / "mine-int8.onnx").exists()
 
 
-@pytest.mark.usefixtures("half_precision")
-def test_one_method_that_fails_leaves_the_others(tmp_path, small_mnist, net):
-    save_weights(net, str(tmp_path / "mine.pth"))
-    (tmp_path / "mine-fp16.onnx").mkdir()
-    out, err = run("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir",
-                   small_mnist, "--output-dir", tmp_path, "--method", "fp16", "clustered",
-                   "--threads", "1", "--no-tuning", "--repeat", "1", status=2)
-    assert "fp16 is missing" in err and "is a folder" in err and "\nclustered " in out
-
-
 @pytest.mark.parametrize("flags, words", [
     (["--sparsity", "1"], "must lie between 0 and 1"),
     (["--clusters", "1"], "must be 2 to 256"),

@@ -27,8 +27,8 @@ def log_probs(images):
 
 @pytest.fixture(scope="module")
 def pens(pen_digits):
-    """60 digits drawn with a pen: functions that give one as ink, see `photos.photo`; targets."""
-    chosen = [pen_digits[k] for k in np.random.RandomState(7).permutation(len(pen_digits))[:60]]
+    """30 digits drawn with a pen: functions that give one as ink, see `photos.photo`; targets."""
+    chosen = [pen_digits[k] for k in np.random.RandomState(7).permutation(len(pen_digits))[:30]]
     return [lambda side, width, strokes=strokes: photos.pen_ink(strokes, side, width)
             for strokes, _ in chosen], np.array([target for _, target in chosen])
 
@@ -42,7 +42,7 @@ def test_a_photographed_digit_is_read(pens, style):
                        for digit in found])
     right = (log_probs(images).argmax(1) == pens[1]).sum()
     print(f"{style}: {right} of {len(found)}")
-    assert right >= (50 if style in ("form's box", "ruled paper") else 57)
+    assert right >= (25 if style in ("form's box", "ruled paper") else 29)
 
 
 def sevens(*places, size=300, ink=20, paper=200):

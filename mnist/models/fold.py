@@ -26,16 +26,21 @@ def fold(net, image_set):
     stays a step of its own. Batch norm moves into the layer before it where that layer serves
     nothing else.
     """
+    net = fold_batch_norms(net, image_set)
+    fold_mean = functools.partial(fold_normalisation, image_set=image_set)
+    return (fold_if_exact(net, fold_mean, image_set, takes_pixels=True)
+            or Normalised(net, image_set).eval())
+
+
+def fold_batch_norms(net, image_set):
+    """A copy of `net`, in eval mode on the CPU, without the batch norms that can be folded."""
     net = copy.deepcopy(net).cpu().eval()
     folds = batch_norm_folds(net, image_set)
     together = fold_if_exact(net, functools.partial(fold_each, folds=folds), image_set,
                              takes_pixels=False)
     for fold_layers in [] if together else folds:  # then at least those that can be
         net = fold_if_exact(net, fold_layers, image_set, takes_pixels=False) or net
-    net = together or net
-    fold_mean = functools.partial(fold_normalisation, image_set=image_set)
-    return (fold_if_exact(net, fold_mean, image_set, takes_pixels=True)
-            or Normalised(net, image_set).eval())
+    return together or net
 
 
 class Normalised(nn.Module):

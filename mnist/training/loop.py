@@ -24,7 +24,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, nll_loss
 from mnist.cli import show_progress
 from mnist.engines.pytorch import allow_tf32, bfloat16_missing
 from mnist.errors import UnavailableError
-from mnist.models.fold import channels_last
+from mnist.models.fold import channels_last, fold_batch_norms
 from mnist.models.registry import make_network
 from mnist.training.augment import augment
 from mnist.training.recipe import HELD_OUT, MOMENTUM, TEACHER_SHARE, TEMPERATURE, WARM_UP
@@ -51,7 +51,8 @@ class Run:
         self.device = training[0].device
         self.net, self.image_set, self.recipe = net.to(self.device), image_set, recipe
         self.training, self.watched = training, watched
-        self.teacher = teacher and channels_last(teacher.to(self.device).eval(), image_set)
+        self.teacher = teacher and channels_last(
+            fold_batch_norms(teacher, image_set).to(self.device), image_set)
         self.rank, self.world = rank, world
         self.bfloat16 = use_bfloat16(recipe.precision, self.device.type, net, image_set)
         self.optimiser = make_optimiser(net, recipe)

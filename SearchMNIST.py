@@ -83,8 +83,9 @@ def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("kind", choices=KINDS, help="what kind of study")
     add_flags(parser, "data", "data-dir", "device", "threads", data="mnist")
-    parser.add_argument("--network", default="net", metavar="NAME",
-                        help="a built-in network, or FILE.py:CLASS (default: %(default)s)")
+    parser.add_argument("--network", metavar="NAME",
+                        help="a built-in network, or FILE.py:CLASS (default: TrainMNIST.py's, for "
+                             "MNIST net)")
     parser.add_argument("--digits", type=positive_int, metavar="N",
                         help="train on so many images, to be quick (default: all but the "
                              "sixth that is held out)")
@@ -138,7 +139,7 @@ class Trainer:
     def __init__(self, plan):
         arguments = plan.arguments
         self.plan, self.device = plan, arguments.device
-        self.image_set = find_image_set(arguments.data)
+        self.image_set = plan.image_set
         data = load_images(self.image_set, "train", arguments.data, arguments.data_dir)
         training, self.held_out = hold_out(data, self.device)
         if arguments.digits and arguments.digits > len(training[1]):
@@ -207,7 +208,11 @@ def make_study(plan, arguments):
 
 def search(arguments):
     """Do the study's work, together with whoever else does, and show what it found."""
-    plan = Plan(arguments)
+    image_set = find_image_set(arguments.data)
+    if image_set.task != "classification":
+        raise UnavailableError("a study compares accuracies, and these images have values to "
+                               "predict")
+    plan = Plan(arguments, image_set)
     trainer = Trainer(plan)
     study = make_study(plan, arguments)
     if arguments.worker:

@@ -55,20 +55,20 @@ def main():
     number = arguments.per_class and arguments.per_class[0]
     network, result = transfer(arguments, image_set, choose(data, number, arguments.seed), test,
                                device, arguments.seed)
-    finish(arguments, network, result, data)
+    finish(arguments, network, result, data, test)
 
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
     global begin, calls, choose_device, count_parameters, evaluate, find_image_set, find_network
     global known_answers, load_images, load_pretrained, machine_record, new_network, np, read_state
-    global save_weights, set_threads, statistics_of, to_tensors, torch, train_and_save
-    global transfer_name, weights_digest, Images, Network, Recipe, Run
+    global reference_log_probs, save_weights, set_threads, statistics_of, to_tensors, torch
+    global train_and_save, transfer_name, weights_digest, Images, Network, Recipe, Run
     import numpy as np
     import torch
 
     from mnist.bench.reference import known_answers
-    from mnist.engines.registry import choose_device, set_threads
+    from mnist.engines.registry import choose_device, reference_log_probs, set_threads
     from mnist.machine import machine_record
     from mnist.models.backbones import load_pretrained, statistics_of, transfer_name
     from mnist.models.registry import find_network
@@ -308,16 +308,18 @@ def forget_state(arguments):
 # --- What comes out -------------------------------------------------------------------------------
 
 
-def finish(arguments, network, result, data):
-    """Write the weights and the record, and say what came out."""
+def finish(arguments, network, result, data, test):
+    """Write the weights, the record and the plot, and say what came out."""
     image_set = network.image_set
     save_weights(network.net, arguments.output, network.name, image_set)
     forget_state(arguments)
     text = f"{image_set.metric} {image_set.format_score(result[image_set.metric])}"
     print(f"saved {arguments.output}\n{result['seconds']:.1f} s, {text} on the test images")
     outputs = None
+    if image_set.task == "regression" or arguments.plot:
+        outputs = reference_log_probs(network, test.images)
     if image_set.task == "regression":
-        outputs = report_values(arguments, network)
+        report_values(image_set, data.targets, test.targets, outputs)
     record = {
         "schema": 1, "machine": machine_record(), "image_set": image_set._asdict(),
         "settings": {key: value for key, value in vars(arguments).items()
@@ -326,47 +328,20 @@ def finish(arguments, network, result, data):
         "known": dict(known_answers(network.net, image_set, data.images),
                       weights_sha256=weights_digest(network.net))}
     save_json(arguments.json or os.path.splitext(arguments.output)[0] + ".json", record)
-    if arguments.plot and outputs is not None:
-        plot_values(arguments.plot, image_set, *outputs)
+    if arguments.plot:
+        from mnist.bench.plots import plot_mistakes
+        plot_mistakes(arguments.plot, test.images, test.targets, outputs,
+                      network._replace(origin=os.path.basename(arguments.output)))
 
 
-def report_values(arguments, network):
-    """Print how good each value is, beside the constant that is the mean of the training values;
-    gives (images, targets, outputs)."""
-    from mnist.engines.registry import reference_log_probs
-    image_set = network.image_set
-    train, test = (load_images(image_set, split, arguments.data, arguments.data_dir)
-                   for split in ("train", "test"))
-    outputs = reference_log_probs(network, test.images)
-    constant = np.broadcast_to(train.targets.mean(0), test.targets.shape)
+def report_values(image_set, training_targets, targets, outputs):
+    """Print how good each value is, beside the constant that is the mean of the training values."""
+    constant = np.broadcast_to(training_targets.mean(0), targets.shape)
     print("always the mean of the training values: RMSE "
-          f"{image_set.score(constant, test.targets):.4f}")
+          f"{image_set.score(constant, targets):.4f}")
     for column, name in enumerate(image_set.classes):
-        error = outputs[:, column] - test.targets[:, column]
+        error = outputs[:, column] - targets[:, column]
         print(f"{name}: RMSE {np.sqrt((error ** 2).mean()):.4f}, bias {error.mean():+.4f}")
-    return test.images, test.targets, outputs
-
-
-def plot_values(path, image_set, images, targets, outputs):
-    """Draw predictions against targets, and the worst frames."""
-    from mnist.bench.plots import new_figure, save_figure, show_image
-    names, worst = image_set.classes, np.argsort(-np.abs(outputs - targets).max(1))[:8]
-    figure = new_figure(4 * len(names) + 6, 4, dpi=110)
-    grid = figure.add_gridspec(2, 4 * len(names) + 8)
-    for column, name in enumerate(names):
-        panel = figure.add_subplot(grid[:, 4 * column:4 * column + 3])
-        panel.plot([-1, 1], [-1, 1], color="0.7")
-        panel.plot(targets[:, column], outputs[:, column], ".", color="black", markersize=3)
-        low, high = targets[:, column].min() - 0.1, targets[:, column].max() + 0.1
-        panel.set(xlabel=f"{name}, target", ylabel="predicted", xlim=(low, high), ylim=(low, high))
-    for place, index in enumerate(worst):
-        left = 4 * len(names) + 2 * (place % 4)
-        panel = figure.add_subplot(grid[place // 4, left:left + 2])
-        show_image(panel, images[index])
-        panel.set_axis_off()
-        panel.set_title(f"#{index}: {image_set.describe(targets[index])}\n"
-                        f"read {image_set.describe(outputs[index])}", fontsize=6)
-    save_figure(figure, path)
 
 
 def draw_curve(arguments, image_set, data, test, device):

@@ -6,6 +6,7 @@ import functools
 import glob
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,19 @@ FORK_SERVER = LINUX and get_context("forkserver")
 if LINUX:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a child leaves running becomes ours
+
+
+def copy_programs(folder, data=None):
+    """A new folder with the programs, the library, the weights and, as data/, another folder."""
+    os.mkdir(folder)
+    for path in glob.glob(os.path.join(ROOT, "*.py")):
+        shutil.copy(path, folder)
+    for name in ("mnist", "weights"):
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name),
+                        ignore=shutil.ignore_patterns("__pycache__"))
+    if data:
+        shutil.copytree(data, os.path.join(folder, "data"))
+    return folder
 
 
 def start(*command, env=None, prepare=None, **settings):

@@ -3,13 +3,10 @@ under a C locale that knows ASCII alone."""
 
 import json
 import os
-import shutil
 import sys
 
 import pytest
-from scripts import run
-
-from mnist.files import ROOT
+from scripts import copy_programs, run
 
 FOLDER = "my scripts – ñandú 数字"
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
@@ -21,15 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a C locale is a
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory, small_mnist):
     """Run a copy of the scripts from a working directory that isn't theirs: gives its stdout."""
-    scripts = tmp_path_factory.mktemp("anywhere") / FOLDER
-    scripts.mkdir()
-    for name in os.listdir(ROOT):
-        if name.endswith(".py"):
-            shutil.copy(os.path.join(ROOT, name), scripts)
-    shutil.copytree(os.path.join(ROOT, "mnist"), scripts / "mnist",
-                    ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(os.path.join(ROOT, "weights"), scripts / "weights")
-    shutil.copytree(small_mnist, scripts / "data")
+    scripts = copy_programs(tmp_path_factory.mktemp("anywhere") / FOLDER, small_mnist)
     there = scripts.parent / "cwd"
     there.mkdir()
 

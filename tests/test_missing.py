@@ -6,10 +6,9 @@ and without a display: test_window_programs.py.)
 
 import os
 import re
-import shutil
 
 import pytest
-from scripts import refused, run
+from scripts import copy_programs, refused, run
 
 from mnist.files import ROOT
 
@@ -52,15 +51,7 @@ def without(tmp_path, monkeypatch):
 @pytest.fixture
 def scripts_alone(tmp_path):
     """The scripts and the shipped weights in a folder of their own, where no MNIST is."""
-    folder = tmp_path / "scripts"
-    folder.mkdir()
-    for name in os.listdir(ROOT):
-        if name.endswith(".py"):
-            shutil.copy(os.path.join(ROOT, name), folder)
-    shutil.copytree(os.path.join(ROOT, "mnist"), folder / "mnist",
-                    ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(os.path.join(ROOT, "weights"), folder / "weights")
-    return folder
+    return copy_programs(tmp_path / "scripts")
 
 
 # What still works with next to nothing

@@ -240,6 +240,12 @@ def test_what_is_no_network_is_said(tmp_path, monkeypatch, content, network, wor
     assert len(str(error.value).split("\n")) <= 2
 
 
+def test_a_network_of_classes_is_refused_for_values():
+    frames = MNIST._replace(name="frames", classes=("x", "y"), task="regression")
+    with pytest.raises(UnavailableError, match="frames has values to predict, and net gives log-"):
+        make_network(*find_network("net"), frames)
+
+
 def test_weights_of_another_network_are_refused(trained, tmp_path):
     save_weights(trained("Dense"), tmp_path / "dense.pth")
     with pytest.raises(MNISTError, match="is not of this network: .* is missing"):

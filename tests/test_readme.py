@@ -7,7 +7,7 @@ import shlex
 import shutil
 
 import pytest
-from scripts import ROOT, run
+from scripts import ROOT, copy_programs, run
 
 # What makes a command quick; it changes no more than numbers.
 QUICK = {"InferenceMNIST.py": ["--seconds", "0"],
@@ -31,12 +31,8 @@ COMMANDS = dict(shown())
 
 @pytest.fixture
 def copy(tmp_path, small_mnist):
-    """A copy of the checkout, with few digits in its data/."""
-    folder = tmp_path / "copy"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(
-        ".*", "__pycache__", "*.rt", "*.onnx", "NetMNIST*", "data"))
-    shutil.copytree(small_mnist, folder / "data")
-    return folder
+    """A copy of the programs, with few digits in its data/."""
+    return copy_programs(tmp_path / "copy", small_mnist)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

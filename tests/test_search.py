@@ -1,5 +1,6 @@
 """SearchMNIST.py: studies that are shared and continued; what they say and draw."""
 
+import argparse
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 from scripts import read_until, refused, run, run_here, start
 
 from mnist.training.recipe import LEARNING_RATES, Recipe
+from MNISTdsource import find_image_set
 
 pytest.importorskip("optuna", reason="pip install -r requirements/search.txt")
 
@@ -48,6 +50,14 @@ def test_the_first_trial_of_a_search_is_what_training_does_by_default():
     point = plan.default_point(space)
     assert point == {"batch_size": 128, "weight_decay": 5e-4, "label_smoothing": 0.05,
                      "augment": 0.0, "optimizer": "sgd", "lr_sgd": 0.08}
+
+
+def test_the_command_names_the_network_and_the_images():
+    for network, words in (("net", "--network net --data gtsrb"), (None, "--data gtsrb")):
+        arguments = argparse.Namespace(kind="grid", network=network, data="gtsrb", option=[],
+                                       **dict.fromkeys(plan.SETTINGS))
+        gtsrb = plan.Plan(arguments, find_image_set("gtsrb"))
+        assert gtsrb.command({"epochs": 5}) == "python TrainMNIST.py " + words
 
 
 # --- Workers --------------------------------------------------------------------------------------

@@ -143,7 +143,8 @@ def test_a_stopped_transfer_goes_on_to_the_same_weights(photos, tmp_path, monkey
 def test_one_preprocessing_in_training_evaluation_engine_and_server(photos, tmp_path):
     """A picture has the same outputs on every way, and the classes keep their order."""
     from mnist.serving.page import PageRoutes
-    out, _ = transfer(tmp_path, "--data", photos)
+    out, _ = transfer(tmp_path, "--data", photos, "--plot", tmp_path / "mistakes.svg")
+    assert "transfer.pth: " in (tmp_path / "mistakes.svg").read_text()
     assert "saved" in out
     network = load_network(str(tmp_path / "transfer.pth"))
     assert network.image_set.classes == ("dark", "light")
@@ -245,8 +246,10 @@ def test_values_are_learned_judged_and_drawn(tmp_path):
     network = load_network(str(tmp_path / "transfer.pth"))
     assert network.image_set.task == "regression" and network.image_set.classes == ("angle",)
     out, _ = run_here("InferenceMNIST.py", "--weights", tmp_path / "transfer.pth", "--data", folder,
-                      "--repeat", 1, "--batch-size", 2, "--threads", 1)
+                      "--repeat", 1, "--batch-size", 2, "--threads", 1, "--mistakes",
+                      tmp_path / "worst.png")
     assert "RMSE" in out and "correct" not in out
+    assert (tmp_path / "worst.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_clicked_frames_of_a_real_set_are_read(tmp_path):

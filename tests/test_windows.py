@@ -8,6 +8,7 @@ import own_networks
 import pytest
 import torch
 import windows
+from PIL import Image
 from PyQt5.QtCore import QEvent, QPoint, QPointF, QRect, Qt
 from PyQt5.QtGui import QImage, QMouseEvent, QPainter, QTabletEvent
 from PyQt5.QtTest import QTest
@@ -19,6 +20,7 @@ from mnist.datasets.drawing import digit_from_drawing
 from mnist.engines import registry
 from mnist.gui.canvas import to_image
 from mnist.models.weights import Network, save_weights
+from MNISTdsource import find_image_set
 
 
 @pytest.fixture
@@ -77,6 +79,30 @@ def test_any_network(tmp_path, name):
         values = part(window, "probabilities").values
         assert np.allclose(values, np.exp(log_probs), atol=1e-4)
         assert part(window, "answer").text() == str(values.argmax())
+
+
+class Values(torch.nn.Sequential):
+    """Gives values for images of 3×32×32."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, outputs))
+
+
+def test_a_network_of_values_shows_them_for_the_first_frame(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,angle\n" + "".join(
+        f"{number}.png,{number / 10}\n" for number in range(10)))
+    for number in range(10):
+        frame = np.full((40, 40, 3), 20 * number, np.uint8)
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    image_set = find_image_set(str(tmp_path))
+    save_weights(Values(image_set.shape, 1), tmp_path / "values.pth", "Values", image_set)
+    with opened(GraphMNIST, tmp_path, "--network", f"{__file__}:Values", "--weights",
+                str(tmp_path / "values.pth"), "--data", str(tmp_path)) as window:
+        windows.wait_until(lambda: window.go_to.value() == 0)
+        settle(window)
+        assert re.fullmatch(r"angle [+-]\d\.\d+", part(window, "answer").text())
+        assert part(window, "target").text().startswith("target angle ")
+        assert not part(window, "probabilities").isVisible()
 
 
 def test_network_input_is_what_the_network_receives(window):

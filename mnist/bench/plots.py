@@ -163,9 +163,10 @@ def plot_lines(records):
 MISTAKES_SHOWN = 120
 
 
-def plot_mistakes(path, images, targets, log_probs, network):
-    """Save the figure of `draw_mistakes`."""
-    save_figure(draw_mistakes(images, targets, log_probs, network), path)
+def plot_mistakes(path, images, targets, outputs, network):
+    """Save the figure of `draw_mistakes`; where values are predicted, of `draw_values`."""
+    draw = draw_values if network.image_set.task == "regression" else draw_mistakes
+    save_figure(draw(images, targets, outputs, network), path)
 
 
 def draw_mistakes(images, targets, log_probs, network):
@@ -233,6 +234,33 @@ def draw_confusion(panel, targets, predictions, classes):
     panel.set_ylabel("class")
     panel.tick_params(labelsize=min(9, 180 / number))
     panel.tick_params(length=0)
+
+
+def draw_values(images, targets, values, network):
+    """A figure of predictions against targets, and of the worst frames.
+
+    images uint8 (N, C, H, W), targets and values float32 (N, K) of a `Network`.
+    """
+    import numpy as np
+    image_set = network.image_set
+    names, worst = image_set.classes, np.argsort(-np.abs(values - targets).max(1))[:8]
+    figure = new_figure(4 * len(names) + 6, 4, dpi=110)
+    grid = figure.add_gridspec(2, 4 * len(names) + 8)
+    for column, name in enumerate(names):
+        panel = figure.add_subplot(grid[:, 4 * column:4 * column + 3])
+        panel.plot(targets[:, column], values[:, column], ".", color="black", markersize=3)
+        limits = np.array([min(panel.get_xlim()[0], panel.get_ylim()[0]),
+                           max(panel.get_xlim()[1], panel.get_ylim()[1])])
+        panel.plot(limits, limits, color="0.7", zorder=0)
+        panel.set(xlabel=f"{name}, target", ylabel="predicted", xlim=limits, ylim=limits)
+    for place, index in enumerate(worst):
+        left = 4 * len(names) + 2 * (place % 4)
+        panel = figure.add_subplot(grid[place // 4, left:left + 2])
+        show_image(panel, images[index])
+        panel.set_axis_off()
+        panel.set_title(f"#{index}: {image_set.describe(targets[index])}\n"
+                        f"read {image_set.describe(values[index])}", fontsize=6)
+    return figure
 
 
 # --- Precisions and networks ----------------------------------------------------------------------

@@ -20,13 +20,14 @@ READABLE = 7  # the most numbers side by side
 
 
 class AnswerPanel:
-    """GraphMNIST's: the answer, the probabilities, what the network received."""
+    """GraphMNIST's: the answer, the probabilities of classes, what the network received."""
 
     below = None
 
     def __init__(self):
         self.answer = AnswerView()
         self.bars = ProbabilityBars()
+        self.probabilities = captioned("Probabilities", self.bars)
         self.network_input = InputView()
         self.time = QLabel(objectName="time")
         self.beside = QWidget()
@@ -38,13 +39,14 @@ class AnswerPanel:
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(16)
         rows.addLayout(top, 2)
-        rows.addWidget(captioned("Probabilities", self.bars), 3)
+        rows.addWidget(self.probabilities, 3)
         rows.addWidget(self.time)
 
     def opened(self, reader):
         self.image_set = reader.network.image_set
         self.engine = f"{reader.engine.name}, {reader.engine.device}, {reader.engine.precision}"
         self.bars.set_values(self.image_set.classes, None)
+        self.probabilities.setVisible(self.image_set.task == "classification")
 
     def show(self, image, target, result):
         """Show the newest image's answer; `result` is (outputs float32 (K,), seconds), or None."""

@@ -49,7 +49,7 @@ class InputView(QWidget):
         painter.fillRect(square, Qt.black)
         if self.image is None:
             painter.setPen(QColor("#7d8795"))
-            painter.drawText(square, CENTRED, "nothing drawn")
+            painter.drawText(square, CENTRED, "nothing yet")
             return
         cell = square.width() / max(self.image.shape[1:])
         shown = QRectF(square.x(), square.y(),
@@ -64,7 +64,7 @@ class InputView(QWidget):
 
 
 class AnswerView(QWidget):
-    """What the network reads, large, and under it the true class where it is known."""
+    """What the network reads, large, and under it the target where it is known."""
 
     def __init__(self):
         super().__init__()
@@ -86,13 +86,15 @@ class AnswerView(QWidget):
     def show_outputs(self, image_set, outputs, target):
         """Show what a network's outputs, float32 (K,), mean, and the target where it is known."""
         answer = image_set.describe(outputs)
-        doubtful = image_set.task == "classification" and is_doubtful(outputs)
+        of_classes = image_set.task == "classification"
         self.answer.setText(answer)
         self.answer.setStyleSheet(f"font-size: {104 if len(answer) <= 2 else 26}px; "
                                   f"font-weight: bold; color: {ACCENT.name()}")
         truth = "" if target is None else image_set.describe(target)
-        self.target.setText(f"true class {truth}" if truth else "doubtful" if doubtful else "")
-        colour = RIGHT if answer == truth else WRONG
+        kind = "true class" if of_classes else "target"
+        doubtful = of_classes and is_doubtful(outputs)
+        self.target.setText(f"{kind} {truth}" if truth else "doubtful" if doubtful else "")
+        colour = RIGHT if answer == truth or not of_classes else WRONG
         self.target.setStyleSheet(f"font-weight: bold; color: {colour.name()}")
 
 

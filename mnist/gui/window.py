@@ -318,6 +318,8 @@ class ImageWindow(QMainWindow):
         self.images, self.targets = test_set.images, test_set.targets
         self.go_to.setMaximum(self.count() - 1)
         self.test_set_bar.setEnabled(True)
+        if not self.canvas.drawable and self.canvas.image is None:
+            self.go_to.setValue(0)
         if self.image_set.task == "classification":
             self.read_test_set()
 

@@ -81,6 +81,10 @@ def make_network(name, make, image_set):
 
     `name`, `make`: as `find_network` gives them. Raises UnavailableError, naming what is wrong.
     """
+    if image_set.task == "regression" and make is NETWORKS.get(name):
+        raise UnavailableError(f"{image_set.name} has values to predict, and {name} gives "
+                               "log-probabilities of classes: take TransferMNIST.py, or a network "
+                               "of your own (docs/own-networks.md)")
     shape = tuple(image_set.shape)
     images = "{}×{}×{}".format(*shape)
     try:

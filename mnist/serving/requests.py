@@ -20,8 +20,7 @@ BODY = 16 << 20  # bytes of one body, decompressed
 BODIES = 128 << 20  # bytes of all bodies that are being received or answered
 BODY_SECONDS = 10  # for a body to come, and one more for each RATE bytes
 RATE = 10000
-JSON, TEXT = b"application/json", b"text/plain; charset=utf-8"
-BINARY = b"application/octet-stream"
+JSON, BINARY = b"application/json", b"application/octet-stream"
 SECURITY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"),
             (b"cross-origin-resource-policy", b"same-origin")]  # what a page may, the page says
 

@@ -8,6 +8,7 @@ import collections
 from mnist.cli import dashed
 from mnist.errors import UnavailableError
 from mnist.models.registry import find_network
+from mnist.models.weights import default_network
 from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
 from MNISTmodel import NETWORKS
 
@@ -34,9 +35,10 @@ RATES = {"sgd": (0.01, 0.3, True), "adamw": (3e-4, 1e-2, True)}
 class Plan:
     """What the flags ask for: the space of settings, and how one of them is trained."""
 
-    def __init__(self, arguments):
-        self.kind, self.arguments = arguments.kind, arguments
-        self.name, _ = find_network(arguments.network)
+    def __init__(self, arguments, image_set):
+        self.kind, self.arguments, self.image_set = arguments.kind, arguments, image_set
+        self.network = arguments.network or default_network(image_set)
+        self.name, _ = find_network(self.network)
         self.space = collections.OrderedDict()
         for name in SETTINGS:
             choices = self.choices_of(name)
@@ -65,7 +67,7 @@ class Plan:
 
     def add_variants(self):
         """Put the network's variants into the space."""
-        base = self.arguments.network
+        base = self.network
         variants = [name for name in NETWORKS if name == base or name.startswith(base + "-")]
         if len(variants) > 1:
             self.space["network"] = variants
@@ -82,14 +84,14 @@ class Plan:
     def recipe(self, settings, seed=0):
         """(what TrainMNIST.py's --network would be, the `Recipe`) of some settings."""
         fields = {name: value for name, value in settings.items() if name in Recipe._fields}
-        return settings.get("network", self.arguments.network), Recipe(seed=seed, **fields)
+        return settings.get("network", self.network), Recipe(seed=seed, **fields)
 
     def command(self, settings):
         """The command that trains with these settings on all the images."""
         network, recipe = self.recipe(settings)
         usual = Recipe(batch_size=recipe.batch_size, optimizer=recipe.optimizer)
         words = ["python", "TrainMNIST.py"]
-        if network != "net":
+        if network != default_network(self.image_set):
             words += ["--network", network]
         for name in SETTINGS:
             value = getattr(recipe, name)

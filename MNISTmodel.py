@@ -210,7 +210,7 @@ class PooledResNet(nn.Module):
     `widths`: of the groups; `depth`: how many convolutions stand beside each shortcut.
     """
 
-    def __init__(self, shape=MNIST_SHAPE, outputs=10, widths=(28, 56, 88), depth=2):
+    def __init__(self, shape=MNIST_SHAPE, outputs=10, widths=(32, 64, 80), depth=2):
         super().__init__()
         self.stem = ConvNorm(shape[0], 16)
         self.before = nn.ModuleList(ConvNorm(*pair) for pair in zip((16,) + widths, widths))
@@ -236,13 +236,12 @@ NETWORKS = collections.OrderedDict((
     ("separable-bn-dropout", functools.partial(Separable, batch_norm=True, dropout=0.5)),
     ("resnet8", ResNet8),
     ("pooled-64", functools.partial(PooledResNet, widths=(24, 48, 64), depth=1)),
-    ("pooled-80", functools.partial(PooledResNet, widths=(32, 64, 80))),
-    ("pooled-88", functools.partial(PooledResNet, widths=(28, 56, 88))),
+    ("pooled-80", PooledResNet),
     ("pooled-96", functools.partial(PooledResNet, widths=(32, 64, 96))),
     ("pooled-256", functools.partial(PooledResNet, widths=(64, 128, 256)))))
 
 # The network of an image set where none is named; of others it is "net".
-DEFAULT_NETWORKS = {"fashion-mnist": "pooled-64", "cifar10": "pooled-88", "gtsrb": "pooled-96"}
+DEFAULT_NETWORKS = {"fashion-mnist": "pooled-64", "cifar10": "pooled-80", "gtsrb": "pooled-96"}
 
 
 # --- Looking into a network -----------------------------------------------------------------------

@@ -28,9 +28,8 @@ def copy_programs(folder, data=None):
     os.mkdir(folder)
     for path in glob.glob(os.path.join(ROOT, "*.py")):
         shutil.copy(path, folder)
-    for name in ("mnist", "weights"):
-        shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name),
-                        ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mnist", "weights"):  # with what Python has compiled
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name))
     if data:
         shutil.copytree(data, os.path.join(folder, "data"))
     return folder

@@ -13,6 +13,7 @@ from scripts import run, start
 from test_readme import check_columns
 
 import CompareMNIST
+import mnist.bench.processes  # noqa: F401 - knows the engines before a test replaces them
 import MNISTdsource
 from mnist.bench import plots, tables
 from mnist.bench.stopwatch import empty_row, make_record

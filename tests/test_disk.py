@@ -10,6 +10,7 @@ import pytest
 import torch
 from scripts import refused, run, run_here
 
+import mnist.bench.processes  # noqa: F401 - knows the engines before a test replaces them
 from mnist.engines import registry
 from mnist.models.weights import SHIPPED, load_network, save_weights
 from MNISTmodel import Net

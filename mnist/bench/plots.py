@@ -6,6 +6,7 @@ Needs matplotlib, but no display.
 import collections
 import itertools
 import os
+import textwrap
 
 from mnist.bench.tables import (
     PUBLISHED,
@@ -74,12 +75,12 @@ def save_plot(path, records):
                 + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
         machines = [f"{letter}: {machine}" for letter, machine in zip(letters(), machines)]
-    margin = 1.1 + 0.17 * len(machines)  # inches: title and legend above, machines below
-    height = margin + 0.36 * len(lines)
+    title = textwrap.wrap(drawable(records[0]["settings"]["data"]) + ", end-to-end: from pixels in "
+                          "host memory to the network's outputs there", 80)
+    above = 0.15 + 0.2 * len(title)  # inches: title and legend
+    height = above + 0.75 + 0.17 * len(machines) + 0.36 * len(lines)
     figure = new_figure(10, height)
-    figure.text(0.012, 1 - 0.1 / height,
-                drawable(records[0]["settings"]["data"]) + ", end-to-end: from pixels in host "
-                "memory to the network's outputs there", fontsize=12, va="top")
+    figure.text(0.012, 1 - 0.1 / height, "\n".join(title), fontsize=12, va="top")
     figure.text(0.012, 0.08 / height, "\n".join(machines), fontsize=8, color="0.3")
 
     latency, throughput = figure.subplots(1, 2, sharey=True)
@@ -94,7 +95,7 @@ def save_plot(path, records):
     latency.set_ylim(len(lines) - 0.5, -0.5)
     figure.legend(*latency.get_legend_handles_labels(), loc="upper right", ncol=len(batch_sizes),
                   frameon=False, fontsize=10)
-    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - 0.35 / height))
+    figure.tight_layout(rect=(0, 0.17 * (len(machines) + 0.5) / height, 1, 1 - above / height))
     save_figure(figure, path)
 
 

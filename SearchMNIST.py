@@ -59,7 +59,8 @@ def import_library():
     global evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
     global load_images, machine_record, new_network, open_storage, open_study, plot_study
     global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors, train
-    from mnist.bench.plots import check_plot, plot_study
+    from mnist.bench.plots import check_plot
+    from mnist.bench.study_plots import plot_study
     from mnist.bench.tables import format_study, setting_text
     from mnist.engines.registry import choose_device, set_threads
     from mnist.machine import machine_record

@@ -25,7 +25,7 @@ from mnist.datasets.fonts import GENERATED, generated_digits
 from mnist.datasets.gtsrb import GTSRB, read_gtsrb
 from mnist.datasets.idx import MNIST_FILES, IdxError, find_file, read_idx, read_idx_split
 from mnist.datasets.image_set import MNIST, ImageSet
-from mnist.datasets.targets import describe_frames, find_frames, read_frames
+from mnist.datasets.targets import describe_frames, has_values, read_frames
 from mnist.errors import DataError, UnavailableError, warn
 from mnist.files import ROOT
 
@@ -145,7 +145,7 @@ def find_image_set(data, image_size=None, channels=3, task="auto"):
             f"neither a folder nor one of {', '.join(IMAGE_SETS)}"))
     if find_file(folder, MNIST_FILES["train"][0]):
         return describe_idx(folder)
-    if task == "regression" or task == "auto" and find_frames(folder):
+    if task == "regression" or task == "auto" and has_values(folder):
         return describe_frames(folder, image_size, channels)
     return describe_folder(folder, image_size, channels)
 

@@ -56,7 +56,8 @@ def import_library():
     global begin, check_plot, choose_device, count_macs, count_parameters, default_network
     global evaluate, find_image_set, find_network, has_bfloat16, hold_out, known_answers
     global load_images, load_network, machine_record, new_network, np, plot_training, save_weights
-    global set_threads, to_tensors, torch, train_and_save, trained_path, weights_digest, Run
+    global set_threads, to_tensors, torch, train_and_save, trained_path, weights_digest
+    global Normalised, Run, Transfer
     import numpy as np
     import torch
 
@@ -64,6 +65,8 @@ def import_library():
     from mnist.bench.reference import known_answers
     from mnist.engines.registry import choose_device, set_threads
     from mnist.machine import machine_record
+    from mnist.models.backbones import Transfer
+    from mnist.models.fold import Normalised
     from mnist.models.registry import find_network
     from mnist.models.weights import (
         default_network,
@@ -105,8 +108,9 @@ def add_what_is_trained(parser):
                              "(default: net, and for fashion-mnist, cifar10 and gtsrb the ones "
                              "whose weights are shipped)")
     parser.add_argument("--teacher", type=os.path.expanduser, metavar="WEIGHTS",
-                        help="weights of a built-in network whose outputs are learned along with "
-                             f"the targets (distillation): {TEACHER_SHARE:g} of the loss")
+                        help="weights of a built-in network, or of TransferMNIST.py, whose outputs "
+                             "are learned along with the targets (distillation): "
+                             f"{TEACHER_SHARE:g} of the loss")
 
 
 def add_recipe(parser):
@@ -203,10 +207,14 @@ def find_teacher(weights, image_set):
     if not weights:
         return None
     teacher = load_network(weights, image_set=image_set)
-    if (teacher.image_set.shape, teacher.image_set.classes) != (image_set.shape, image_set.classes):
-        raise UnavailableError(f"--teacher {weights} is of {teacher.image_set.name}, not of "
-                               f"{image_set.name}")
-    return teacher
+    theirs = teacher.image_set
+    if theirs.classes != image_set.classes:
+        raise UnavailableError(f"--teacher {weights} is of {theirs.name}, not of {image_set.name}")
+    if theirs.shape != image_set.shape and not (
+            isinstance(teacher.net, Transfer) and theirs.shape[0] == image_set.shape[0]):
+        raise UnavailableError("--teacher {} takes images of {}×{}×{}, not of {}×{}×{}".format(
+            weights, *theirs.shape + image_set.shape))
+    return teacher._replace(net=Normalised(teacher.net, theirs, given=image_set))
 
 
 def describe_run(run, settings, teacher):

@@ -19,7 +19,8 @@ import TrainMNIST
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import MNIST
 from mnist.errors import UnavailableError
-from mnist.models.weights import load_network, trained_path
+from mnist.models.registry import find_network, make_network
+from mnist.models.weights import load_network, save_weights, trained_path
 from mnist.training import loop
 from mnist.training.recipe import Recipe
 from mnist.training.state import resume, save_state
@@ -365,6 +366,22 @@ def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
     assert identical(before, teacher.state_dict())
 
 
+def test_a_teacher_gets_images_of_another_size_normalised_its_own_way(tmp_path):
+    TrainMNIST.import_library()
+    theirs = MNIST._replace(shape=(1, 40, 40), mean=(0.5,), std=(0.25,))
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    for name in ("transfer-efficientnet-lite0-32", "net"):
+        net = make_network(*find_network(name), theirs)
+        save_weights(net, tmp_path / (name + ".pth"), name, theirs)
+        if name == "net":
+            with pytest.raises(UnavailableError, match="of 1×40×40, not of 1×28×28"):
+                TrainMNIST.find_teacher(tmp_path / "net.pth", MNIST)
+        else:
+            teacher = TrainMNIST.find_teacher(tmp_path / (name + ".pth"), MNIST).net
+            assert torch.allclose(teacher(MNIST.normalise(images)),
+                                  net(theirs.normalise(images)), atol=1e-4)
+
+
 def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
     answers = torch.randn(6, 10).log_softmax(1)
     labels = torch.arange(6)
@@ -374,6 +391,8 @@ def test_loss_of_a_student_that_answers_as_its_teacher_is_that_of_the_labels():
     assert torch.allclose(with_teacher, (1 - loop.TEACHER_SHARE) * alone, atol=1e-6)
     other = loop.loss_of(answers, labels, 0, answers.roll(1, 1))
     assert other > with_teacher + 0.1
+    values, theirs = torch.zeros(6, 2), torch.full((6, 2), 2.0)
+    assert loop.loss_of(values, values, 0, theirs) == pytest.approx(4 * loop.TEACHER_SHARE)
 
 
 def test_after_step_and_frozen_parameters(few):

@@ -22,6 +22,7 @@ from mnist.models.fold import fold
 from mnist.models.weights import Network, load_network, read_state, save_weights
 from mnist.training.augment import augment
 from mnist.training.loop import make_generator
+from MNISTdsource import find_image_set
 
 LITE0 = "efficientnet-lite0"
 FRAMES = ImageSet(
@@ -230,6 +231,16 @@ def test_a_table_that_is_wrong_is_told_in_a_line(tmp_path, content, words):
     (tmp_path / "labels.csv").write_text(content * 1)
     with pytest.raises(UnavailableError, match=words):
         targets.decode_frames(targets.find_frames(str(tmp_path))[1], (3, 8, 8))
+
+
+@pytest.mark.parametrize("content", ["image,label\na.jpg,cat\n", "number,width\n1,32\n",
+                                     "image\na.jpg\n"])
+def test_a_table_of_something_else_beside_folders_of_classes(tmp_path, content):
+    for name in ("cat/a.png", "cat/b.png", "cat/c.png", "dog/d.png", "dog/e.png", "dog/f.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(9, 9, 3)).save(tmp_path / name)
+    (tmp_path / "list.csv").write_text(content)
+    assert find_image_set(str(tmp_path)).classes == ("cat", "dog")
 
 
 def test_values_are_learned_judged_and_drawn(tmp_path):

@@ -17,7 +17,14 @@ import numpy as np
 
 from mnist.datasets.decoded import decode_once
 from mnist.datasets.drawing import read_picture
-from mnist.datasets.folder import IMAGE_SIZE, PICTURES, TEST_SHARE, to_shape, with_statistics
+from mnist.datasets.folder import (
+    IMAGE_SIZE,
+    PICTURES,
+    TEST_SHARE,
+    find_pictures,
+    to_shape,
+    with_statistics,
+)
 from mnist.datasets.image_set import ImageSet
 from mnist.errors import MNISTError, UnavailableError, warn
 
@@ -49,9 +56,18 @@ def find_frames(folder):
         names, frames = frames_of_catalogs(catalogs)
     else:
         names, frames = frames_of_names(folder)
-    if not frames:
-        return None
-    return tuple(names), frames
+    return (tuple(names), frames) if names and frames else None
+
+
+def has_values(folder):
+    """Whether the pictures of a folder have values to predict. A table that isn't of them, beside
+    a folder for each class, doesn't count. Raises UnavailableError as `find_frames`."""
+    try:
+        return find_frames(folder) is not None
+    except UnavailableError:
+        if sum(map(bool, find_pictures(folder, "train").values())) > 1:
+            return False
+        raise
 
 
 def describe_frames(folder, image_size=None, channels=3):

@@ -44,12 +44,16 @@ def fold_batch_norms(net, image_set):
 
 
 class Normalised(nn.Module):
-    """A network behind its normalisation: takes raw pixels."""
+    """A network behind its normalisation: takes raw pixels, or those that the image set `given`
+    has normalised its own way."""
 
-    def __init__(self, net, image_set):
+    def __init__(self, net, image_set, given=None):
         super().__init__()
         self.net = net
         scale, shift = scale_and_shift(image_set)
+        if given:
+            given_scale, given_shift = scale_and_shift(given)
+            scale, shift = scale / given_scale, shift - given_shift * scale / given_scale
         self.register_buffer("scale", scale.float())
         self.register_buffer("shift", shift.float())
 

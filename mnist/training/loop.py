@@ -37,7 +37,8 @@ class Run:
     image_set  what the images are
     training   (images, targets), as `to_tensors` gives them, on the device to train on
     watched    the same of the images that accuracy and loss are measured on after each epoch
-    teacher    a network whose log-probabilities are learned along with the targets: distillation.
+    teacher    a network of the same images whose outputs are learned along with the targets:
+               distillation.
                Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
                2015
     rank, world  of the processes that share each batch. Each draws the same order from the seed and
@@ -136,8 +137,8 @@ def train(run):
             if changed:
                 new, new_y = augment(run.image_set, x[:changed], y[:changed], generator)
                 x, y = torch.cat([new, x[changed:]]), torch.cat([new_y, y[changed:]])
-            outputs, teacher_log_probs = outputs_of(run, net, x)
-            loss = loss_of(outputs, y, recipe.label_smoothing, teacher_log_probs)
+            outputs, teacher_outputs = outputs_of(run, net, x)
+            loss = loss_of(outputs, y, recipe.label_smoothing, teacher_outputs)
             # The processes' gradients are averaged: weigh parts of unequal length by their length.
             (loss * (len(y) * world / len(targets[batch]))).backward()
             run.optimiser.step()
@@ -167,20 +168,24 @@ def outputs_of(run, net, x):
             return outputs, run.teacher(x).float()
 
 
-def loss_of(outputs, targets, label_smoothing, teacher_log_probs=None):
+def loss_of(outputs, targets, label_smoothing, teacher_outputs=None):
     """The mean loss of a batch: of log-probabilities (B, K) and the teacher's for class numbers
-    (B,); of values (B, K) the mean squared error from float32 (B, K)."""
+    (B,); of values (B, K) the mean squared error from float32 (B, K) and from the teacher's."""
     if targets.is_floating_point():
-        return mse_loss(outputs, targets)
-    log_probs = outputs
-    loss = nll_loss(log_probs, targets)
-    if label_smoothing:
-        loss = torch.lerp(loss, -log_probs.mean(), label_smoothing)
-    if teacher_log_probs is None:
+        loss = mse_loss(outputs, targets)
+    else:
+        loss = nll_loss(outputs, targets)
+        if label_smoothing:
+            loss = torch.lerp(loss, -outputs.mean(), label_smoothing)
+    if teacher_outputs is None:
         return loss
-    soft, teacher_soft = (log_softmax(each / TEMPERATURE, dim=1)
-                          for each in (log_probs, teacher_log_probs))
-    distance = kl_div(soft, teacher_soft, reduction="batchmean", log_target=True) * TEMPERATURE ** 2
+    if targets.is_floating_point():
+        distance = mse_loss(outputs, teacher_outputs)
+    else:
+        soft, teacher_soft = (log_softmax(each / TEMPERATURE, dim=1)
+                              for each in (outputs, teacher_outputs))
+        distance = TEMPERATURE ** 2 * kl_div(soft, teacher_soft, reduction="batchmean",
+                                             log_target=True)
     return torch.lerp(loss, distance, TEACHER_SHARE)
 
 

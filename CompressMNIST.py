@@ -10,7 +10,7 @@ examples:
 Pruned and clustered networks are written as weights files, which every program takes
 (--weights net-pruned.pth); fp16 and int8 ones as ONNX files that take raw pixels. --precision
 int8 in the other programs finds the int8 file that lies beside the weights. Fine-tuning sees
-training images alone, without those held out; the test images are read once for each row.
+training images alone; the test images are read once for each row.
 """
 
 import argparse
@@ -150,7 +150,6 @@ class Workshop:
         self.name = os.path.splitext(os.path.basename(network.path))[0]
         self.made = {"original": network._replace(path=self.path(self.name))}
         self.files = {"original": network.path}  # where the weights of each can be read
-        self.notes = {}
         self.load = functools.partial(load_images, network.image_set, data=arguments.data,
                                       data_dir=arguments.data_dir)
         self.test = self.load("test")
@@ -190,30 +189,25 @@ def make_pruned(workshop):
     """The original with most of its weights zero, fine-tuned."""
     from mnist.training.compress import prune
     arguments = workshop.arguments
-    return fine_tuned(workshop, "pruned", prune, "original", arguments.sparsity, arguments.epochs)
+    return fine_tuned(workshop, prune, "original", arguments.sparsity, arguments.epochs)
 
 
 def make_clustered(workshop, of="original"):
     """One of the networks with a few values for all weights of a layer, which are fine-tuned."""
     from mnist.training.compress import cluster
     arguments = workshop.arguments
-    kind = "clustered" if of == "original" else of + "+clustered"
-    return fine_tuned(workshop, kind, cluster, of, arguments.clusters,
-                      max(1, arguments.epochs // 4))
+    return fine_tuned(workshop, cluster, of, arguments.clusters, max(1, arguments.epochs // 4))
 
 
-def fine_tuned(workshop, kind, make, of, amount, epochs):
-    """The `Network` of one kind that `make`, `prune` or `cluster`, makes of another."""
-    from mnist.training.loop import hold_out
+def fine_tuned(workshop, make, of, amount, epochs):
+    """The `Network` that `make`, `prune` or `cluster`, makes of one kind."""
+    from mnist.training.loop import to_tensors
     from mnist.training.recipe import Recipe
-    training, held_out = hold_out(workshop.load("train"), "cpu")
+    training = to_tensors(workshop.load("train"), "cpu")
     # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
     augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
-    recipe = Recipe(epochs=epochs, batch_size=128, lr=0.02, augment=augment)
-    made, history = make(workshop.network(of), amount, recipe, training, held_out)
-    workshop.notes[kind] = {"held_out_accuracy": history[-1]["accuracy"],
-                            "seconds": sum(epoch["seconds"] for epoch in history)}
-    return made
+    recipe = Recipe(epochs=epochs, batch_size=128, lr=0.05, augment=augment)
+    return make(workshop.network(of), amount, recipe, training)
 
 
 def load_small(workshop):
@@ -275,7 +269,6 @@ def make_row(workshop, name, rows):
         "images": len(predictions), "predictions": predictions, "times": [],
         "seconds": time.perf_counter() - started,
     }
-    row.update(workshop.notes.get(kind, {}) if precision == "fp32" else {})
     print(f"{name}: {row['right']} of {row['images']} right, {row['onnx_bytes']:,} bytes, made in "
           f"{row['seconds']:.1f} s", file=sys.stderr, flush=True)
     return row

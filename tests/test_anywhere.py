@@ -40,7 +40,8 @@ def test_training_and_timing(elsewhere):
     out = elsewhere("TrainMNIST.py", "--epochs", 1, "--output", "mine é.pth", "--json", "é.json",
                     "--plot", "é.png")
     assert "saved mine" in out
-    out = elsewhere("InferenceMNIST.py", "--weights", "mine é.pth", "--limit", 64, "--seconds", 0)
+    out = elsewhere("InferenceMNIST.py", "--weights", "mine é.pth", "--limit", 64, "--seconds", 0,
+                    "--batch-size", 64)
     assert "\ntorch  cpu fp32" in out
     assert sorted(os.listdir(elsewhere.cwd)) == ["mine é.pth", "é.json", "é.png"]
     assert json.loads((elsewhere.cwd / "é.json").read_text())["result"]["accuracy"] > 0

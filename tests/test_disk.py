@@ -79,7 +79,7 @@ def test_full_disk(small_mnist, full_disk):
 def test_full_disk_for_a_record(small_mnist, tmp_path):
     (tmp_path / "record.json").write_text("{}")
     _, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--limit", 10, "--seconds", 0,
-                 "--json", tmp_path / "record.json", status=1,
+                 "--batch-size", 64, "--json", tmp_path / "record.json", status=1,
                  prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
     assert err == f"error: can't write {tmp_path}/record.json: File too large\n"
     assert os.listdir(tmp_path) == ["record.json"]
@@ -135,6 +135,5 @@ def test_data_without_permission(small_mnist, tmp_path, forbid):
     _, err = run("InferenceMNIST.py", "--data-dir", folder, status=1, prepare=heed_permissions)
     assert err == f"error: can't read {images}: Permission denied\n"
     forbid(folder, 0o000)
-    for program in (["InferenceMNIST.py"], training(folder)):
-        _, err = run(*program, "--data-dir", folder, status=2, prepare=heed_permissions)
-        assert err == f"error: {folder}, where mnist should be, is not a folder that can be read\n"
+    _, err = run("InferenceMNIST.py", "--data-dir", folder, status=2, prepare=heed_permissions)
+    assert err == f"error: {folder}, where mnist should be, is not a folder that can be read\n"

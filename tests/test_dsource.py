@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import MNISTdsource
-from mnist.datasets import download, idx
+from mnist.datasets import download, fonts, idx
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.idx import IdxError, read_idx
@@ -470,5 +470,6 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fonts.open_fonts.cache_clear()
     with pytest.raises(UnavailableError, match="pip install matplotlib"):
         generated_digits(1, seed=0)

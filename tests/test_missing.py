@@ -63,7 +63,7 @@ def test_training_and_timing_need_torch_and_numpy_alone(without, small_mnist, tm
                    env=without(OPTIONAL))
     assert "device: cpu (auto" in out and f"saved {weights}" in out and err == ""
     out, err = run("InferenceMNIST.py", "--data-dir", small_mnist, "--weights", weights,
-                   "--limit", 64, "--seconds", 0, env=without(OPTIONAL))
+                   "--limit", 64, "--seconds", 0, "--batch-size", 64, env=without(OPTIONAL))
     assert "\ntorch  cpu fp32" in out and err == ""
 
 
@@ -85,7 +85,7 @@ def test_pictures_of_features_need_no_display_and_no_pyqt5(without, small_mnist,
 
 def test_timing_without_mnist_and_network(without, scripts_alone):
     out, err = run(scripts_alone / "InferenceMNIST.py", "--limit", 64, "--seconds", 0,
-                   env=without("PyQt5"))
+                   "--batch-size", 64, env=without("PyQt5"))
     assert "Network is unreachable" in err and "GENERATED digits" in err
     assert "\ntorch  cpu fp32" in out
 

@@ -133,7 +133,7 @@ def test_every_engine_runs_it(trained, digits, name, engine):
     if reason:
         pytest.skip(reason)
     net = trained(name)
-    running = registry.open_engine(engine, Network(net), batch_size=16)
+    running = registry.open_engine(engine, Network(net), batch_size=16, tuning=False)
     answers = np.concatenate([running(digits[:16]).copy(), running(digits[16:20]).copy()])
     running.close()
     assert np.abs(answers - registry.reference_log_probs(Network(net), digits[:20])).max() < 1e-3

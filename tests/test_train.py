@@ -351,7 +351,7 @@ def test_resuming_keeps_what_batch_norm_and_dropout_need(few, tmp_path, optimize
 
 
 def test_a_student_learns_from_the_teacher_what_the_labels_do_not_say(few):
-    recipe = mnist.training.recipe.Recipe(epochs=6, batch_size=16, lr=0.05, precision="fp32")
+    recipe = mnist.training.recipe.Recipe(epochs=6, batch_size=16, lr=0.02, precision="fp32")
     (images, labels), watched = few
     teacher = loop.new_network("net", NETWORKS["net"], MNIST, recipe, "cpu")
     list(loop.train(loop.Run(teacher, MNIST, recipe, (images, labels), watched)))

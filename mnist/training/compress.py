@@ -74,30 +74,31 @@ class Sharer:
                 weight.copy_(means.masked_fill_(values == 0, 0)[places])
 
 
-def prune(network, sparsity, recipe, training, watched):
-    """(a pruned copy of a `Network`, history): fine-tuned with the network as the teacher, on
-    (images, targets) as `to_tensors` gives them."""
+def prune(network, sparsity, recipe, training):
+    """A pruned copy of a `Network`, fine-tuned with the network as the teacher, on (images,
+    targets) as `to_tensors` gives them."""
     net = copy.deepcopy(network.net)
     steps = recipe.epochs * math.ceil(len(training[1]) / recipe.batch_size)
-    return fine_tune(network, net, Pruner(net, sparsity, steps), recipe, training, watched)
+    return fine_tune(network, net, Pruner(net, sparsity, steps), recipe, training)
 
 
-def cluster(network, clusters, recipe, training, watched):
-    """(a copy of a `Network` in which the weights of each layer have no more than so many values,
-    history): k-means, then fine-tuned as a pruned one.
+def cluster(network, clusters, recipe, training):
+    """A copy of a `Network` in which the weights of each layer have no more than so many values:
+    k-means, then fine-tuned as a pruned one.
 
     Source: Han, Mao and Dally, "Deep Compression", 2016. Raises as `share_values`.
     """
     net = share_values(network.net, clusters)
-    return fine_tune(network, net, Sharer(net), recipe, training, watched)
+    return fine_tune(network, net, Sharer(net), recipe, training)
 
 
-def fine_tune(network, student, after_step, recipe, training, watched):
-    """(the `Network` of a trained student, history): the network is its teacher."""
-    run = Run(student, network.image_set, recipe, training, watched, copy.deepcopy(network.net))
+def fine_tune(network, student, after_step, recipe, training):
+    """The `Network` of a trained student, of which the network is the teacher."""
+    run = Run(student, network.image_set, recipe, training, None, copy.deepcopy(network.net))
     run.after_step = after_step
-    history = list(train(run))
-    return network._replace(net=run.net.cpu().eval()), history
+    for _ in train(run):
+        pass
+    return network._replace(net=run.net.cpu().eval())
 
 
 def share_values(net, clusters):

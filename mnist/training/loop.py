@@ -36,7 +36,8 @@ class Run:
     net        as `new_network` gives it; a loaded one is quicker after `channels_last`
     image_set  what the images are
     training   (images, targets), as `to_tensors` gives them, on the device to train on
-    watched    the same of the images that accuracy and loss are measured on after each epoch
+    watched    the same of the images that accuracy and loss are measured on after each epoch, or
+               None
     teacher    a network of the same images whose outputs are learned along with the targets:
                distillation.
                Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
@@ -150,7 +151,7 @@ def train(run):
                 show_progress(step / steps, f"epoch {epoch + 1}/{recipe.epochs}")
         show_progress(None)
         if rank == 0:
-            result = evaluate(run.net, run.image_set, run.watched)
+            result = evaluate(run.net, run.image_set, run.watched) if run.watched else {}
             run.history.append(dict(
                 {"epoch": epoch + 1, "seconds": time.perf_counter() - started,
                  "train_loss": float(train_loss) * world / len(targets)}, **result))

@@ -160,7 +160,7 @@ def the_image_set(networks):
 def wanted_engines(arguments):
     """The (engine, device, precision) to time, whether usable here or not.
 
-    Raises UnavailableError where nothing that was asked for by name can be had.
+    Raises UnavailableError where nothing that was asked for by name is available.
     """
     from mnist.engines.registry import ENGINES, why_not
     for name in arguments.engine or []:
@@ -181,7 +181,7 @@ def wanted_engines(arguments):
 
 
 def start(processes, network, combination, batch_size, calibration, arguments):
-    """Open and warm up an engine, saying so: its stopwatch; its row where it can't be had."""
+    """Open and warm up an engine, saying so: its stopwatch; its row where it isn't available."""
     from mnist.bench.processes import make_request
     from mnist.bench.stopwatch import empty_row
     from mnist.engines.registry import why_not

@@ -177,7 +177,7 @@ def load_split(split, data_dir=None, data="mnist", download=True):
     and doesn't hold the files is an error. What is missing in data/ is downloaded into it, unless
     `download` is False.
 
-    Raises DataError where the files can't be had, MNISTError where one isn't what it should be.
+    Raises DataError where the files aren't available, MNISTError where one isn't what it should be.
     """
     return read_split(SOURCES[data], split, data_dir, download)[:2]
 
@@ -208,8 +208,8 @@ def load_images(image_set, split, data=None, data_dir=None, limit=None, download
     """The first `limit` images of a split of an image set, as `Images`.
 
     data: where from: a name, a folder, or "generated" digits; None: the set's own name, and where
-        that is MNIST and can't be had, generated digits, with a warning. A folder that was named,
-        by `data_dir` or MNIST_DATA, has to hold the set.
+        that is MNIST and isn't available, generated digits, with a warning. A folder that was
+        named, by `data_dir` or MNIST_DATA, has to hold the set.
 
     Raises UnavailableError where the images aren't of the set's kind, and as `load_split` does.
     """
@@ -268,7 +268,7 @@ def folder_reader(image_set, folder):
 
 
 def as_images(arrays, where, limit):
-    """The `Images` of a split's whole arrays, with their honest name."""
+    """The `Images` of a split's whole arrays, under the name that their digest allows."""
     images, targets, groups = arrays
     found = digest_of(images, targets)
     source = next((name for name, digests in KNOWN.items() if found in digests),

@@ -16,7 +16,6 @@ import re
 
 from mnist.cli import add_flags, make_parser, run_program
 from mnist.errors import DataError, UnavailableError, warn
-from mnist.files import write_atomically
 
 
 def open_reader(options):
@@ -95,14 +94,12 @@ def choose_image(options, image_set):
 def save_picture(folder, name, title, grids, picture=None):
     """One file with grids of maps, each (caption, maps, columns, scale), after the picture if any.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from mnist.bench.plots import new_figure, save_figure
 
     widths = [2] * (picture is not None) + [4.6] * len(grids)
     tiles = [tile(maps, columns) for _, maps, columns, _ in grids]
     height = 4.6 * max(tiled.shape[0] / tiled.shape[1] for tiled in tiles) + 1.35  # inches
-    figure = Figure(figsize=(sum(widths) + 0.3 * len(widths), height), dpi=150)
-    FigureCanvasAgg(figure)
+    figure = new_figure(sum(widths) + 0.3 * len(widths), height)
     figure.suptitle(title, y=1 - 0.12 / height, va="top")
     axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw=dict(width_ratios=widths))[0]
     figure.subplots_adjust(left=0.03, right=0.97, top=1 - 0.65 / height, bottom=0.3 / height,
@@ -118,8 +115,7 @@ def save_picture(folder, name, title, grids, picture=None):
             figure.colorbar(shown, ax=ax, orientation="horizontal", fraction=0.05, pad=0.03,
                             aspect=40)
     path = os.path.join(folder, name)
-    with write_atomically(path) as file:
-        figure.savefig(file, format="png")
+    save_figure(figure, path)
     print(f"wrote {path}")
 
 

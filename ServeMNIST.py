@@ -195,7 +195,7 @@ def find_protocol():
 
 def bind(host, port):
     """A socket that listens at an address: who comes before the engines are open waits. Raises
-    UnavailableError where it can't be had."""
+    UnavailableError where that isn't possible."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
                                                       flags=socket.AI_PASSIVE)[0]

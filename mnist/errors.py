@@ -17,7 +17,7 @@ class UnavailableError(MNISTError):
 
 
 class DataError(UnavailableError):
-    """An image set is not where it was said to be, or can't be had at all."""
+    """An image set is not where it was said to be, or isn't available at all."""
 
 
 def warn(text):

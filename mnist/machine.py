@@ -1,4 +1,4 @@
-"""The record of the machine that a number was measured on. A fact that can't be had is null."""
+"""The record of the machine that a number was measured on. A fact that isn't known is null."""
 
 import glob
 import os
@@ -231,7 +231,7 @@ def read(path):
 
 
 def run(*command):
-    """The first line that a command prints; None where it isn't there, fails or dawdles."""
+    """The first line that a command prints; None where it isn't there, fails or takes too long."""
     try:
         output = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=5)
     except (OSError, subprocess.SubprocessError):

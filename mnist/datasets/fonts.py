@@ -1,4 +1,4 @@
-"""Digits drawn after fonts, as if by hand: what stands in where MNIST can't be had."""
+"""Digits drawn after fonts, as if by hand: a stand-in where MNIST isn't available."""
 
 import functools
 import os

@@ -1,7 +1,7 @@
 """The buffers of an engine that reads and writes in fixed places, so that a call allocates nothing.
 
 `FixedBuffers` for any engine; `CudaBuffers` for one on a GPU, with the copies there and back, all
-of it one launch where CUDA graphs can be had. The GPU's memory is `cuda.py`'s.
+of it one launch where there are CUDA graphs. The GPU's memory is `cuda.py`'s.
 """
 
 from mnist.errors import UnavailableError

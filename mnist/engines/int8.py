@@ -46,7 +46,7 @@ def int8_graph(network, calibration=None):
 
     It is kept beside the weights, as `stem`-int8.onnx with its record `stem`-int8.onnx.json, and
     taken from there while the network, RECIPE and the images are those recorded; where the images
-    can't be had, what is kept is taken as it is. Raises UnavailableError where nothing is kept
+    aren't available, what is kept is taken as it is. Raises UnavailableError where nothing is kept
     then.
     """
     from mnist.models.weights import weights_digest

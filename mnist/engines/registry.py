@@ -66,7 +66,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
 
 
 def why_not(name, device="cpu", precision="fp32", **settings):
-    """Why this engine can't be had here, in one line with the remedy; None where it can.
+    """Why this engine isn't available here, in one line with the remedy; None where it can.
 
     Raises UnavailableError for a name that no engine has.
     """
@@ -115,7 +115,7 @@ def engine_source(name, network, precision, calibration=None):
 def choose_device(device, engine="torch", precision="fp32"):
     """ "cpu" or "cuda" for a `--device`, saying what `auto` chose for this engine.
 
-    Raises UnavailableError where CUDA is asked for by name and can't be had.
+    Raises UnavailableError where CUDA is asked for by name and isn't available.
     """
     reason = why_not(engine, "cuda", precision) if device != "cpu" else None
     if device == "cuda" and reason:

@@ -1,4 +1,4 @@
-"""TensorRT engines kept as files: built once for a network, believed only as recorded, opened.
+"""TensorRT engines kept as files: built once for a network, used only as recorded, opened.
 
 The way: `EngineFile` exports the graph, has the engine built and keeps it; `cached_engine` opens it
 for a network, `engine_from_file` one that was built elsewhere. docs/tensorrt.md tells the same step
@@ -130,7 +130,7 @@ class EngineFile:
         return plan
 
     def save(self, plan, build_seconds):
-        """Write graph, engine and record. The record last: without it the engine isn't believed."""
+        """Write graph, engine and record. The record last: without it the engine isn't used."""
         for path, content in ((self.graph_path, self.graph), (self.path, plan)):
             with write_atomically(path) as file:
                 file.write(content)

@@ -1,8 +1,8 @@
 """The quickest of a library's settings, found out on the spot.
 
-Which number of threads, which level of optimisation, which layout is quickest hangs on the network,
-the batch and the processor; so a few of each are tried as an engine is opened, as TensorRT tries
-its kernels.
+Which number of threads, which level of optimisation, which layout is quickest depends on the
+network, the batch and the processor; so a few of each are tried as an engine is opened, as TensorRT
+tries its kernels.
 """
 
 import collections

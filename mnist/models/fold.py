@@ -1,6 +1,6 @@
 """Networks rewritten to compute the same with less: the normalisation and batch norm folded away.
 
-Nothing is believed of a network: a layer is rewritten on a copy, the copy is compared with the
+Nothing is taken on trust: a layer is rewritten on a copy, the copy is compared with the
 original in double precision, and what computes something else is left as it was.
 """
 

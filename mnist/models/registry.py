@@ -45,7 +45,7 @@ def find_network(network):
 
 
 def for_any_shape(make):
-    """A stranger's class as a function of (shape, outputs), which it needn't take."""
+    """A user's class as a function of (shape, outputs), which it needn't take."""
     try:
         parameters = inspect.signature(make).parameters
     except ValueError:  # it doesn't say
@@ -68,7 +68,7 @@ def import_file(path):
     sys.path.insert(0, os.path.dirname(path))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's file raises
+    except Exception as error:  # whatever a user's file raises
         raise UnavailableError(f"--network: {path} can't be imported "
                                f"({type(error).__name__}: {first_line(error)})") from error
     finally:

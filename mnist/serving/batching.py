@@ -149,7 +149,7 @@ class Engines:
 
     def learn(self, index, seconds):
         """A call of an engine took so long. Other programs make calls slower, never quicker: a
-        quick one is believed, slow ones little by little."""
+        quick one counts at once, slow ones little by little."""
         weight = 1 if seconds < self.seconds[index] else 0.02
         self.seconds[index] += weight * (seconds - self.seconds[index])
 

@@ -114,7 +114,7 @@ def new_network(name, make, image_set, recipe, device):
 
 def train(run):
     """Train `run.net` in place: yields the line of the history, a dict, after each epoch that is
-    still to be made. Whoever stops asking ends the training."""
+    still to be made. A caller that stops iterating ends the training."""
     recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
     normalise = run.image_set.normalise
     prepare_device(device)
@@ -240,7 +240,7 @@ def has_bfloat16(device):
 
 @contextlib.contextmanager
 def arithmetic(bfloat16, device):
-    """Compute in bfloat16 what torch's autocast deems safe, or everything as it comes."""
+    """Compute in bfloat16 what torch's autocast considers safe, or everything as it comes."""
     if not bfloat16:
         yield
         return

@@ -20,8 +20,8 @@ def begin(path, settings, run, go_on):
 
 
 def train_and_save(run, path, settings):
-    """The lines of `mnist.training.loop.train`; after each the state is saved, unless whoever asked
-    for it stops."""
+    """The lines of `mnist.training.loop.train`; after each the state is saved, unless the
+    caller stops iterating."""
     try:
         for line in train(run):
             yield line

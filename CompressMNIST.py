@@ -206,6 +206,8 @@ def fine_tuned(workshop, make, of, amount, epochs):
     training = to_tensors(workshop.load("train"), "cpu")
     # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
     augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
+    # Of 0.02, 0.05 and 0.1 the rate that was best on CIFAR-10's held-out training images; on
+    # GTSRB's 0.02 and 0.05 were alike.
     recipe = Recipe(epochs=epochs, batch_size=128, lr=0.05, augment=augment)
     return make(workshop.network(of), amount, recipe, training)
 

@@ -240,7 +240,7 @@ NETWORKS = collections.OrderedDict((
     ("pooled-96", functools.partial(PooledResNet, widths=(32, 64, 96))),
     ("pooled-256", functools.partial(PooledResNet, widths=(64, 128, 256)))))
 
-# The network of an image set where none is named; of others it is "net".
+# The network of an image set where none is named; of others see mnist/models/weights.py.
 DEFAULT_NETWORKS = {"fashion-mnist": "pooled-64", "cifar10": "pooled-80", "gtsrb": "pooled-96"}
 
 

@@ -105,8 +105,9 @@ def add_what_is_trained(parser):
     parser.set_defaults(data="mnist")
     parser.add_argument("--network", metavar="NAME",
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
-                             "(default: net, and for fashion-mnist, cifar10 and gtsrb the ones "
-                             "whose weights are shipped)")
+                             "(default: net, for pictures in colour pooled-80, for "
+                             "fashion-mnist, cifar10 and gtsrb the ones whose weights are "
+                             "shipped)")
     parser.add_argument("--teacher", type=os.path.expanduser, metavar="WEIGHTS",
                         help="weights of a built-in network, or of TransferMNIST.py, whose outputs "
                              "are learned along with the targets (distillation): "

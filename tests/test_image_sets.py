@@ -287,7 +287,8 @@ def test_a_network_of_your_pictures_from_training_to_timing(photos, tmp_path):
                  "--batch-size", 8, "--output", weights)
     assert "training on 30 images of pictures in" in out and "% on" not in out
     network = load_network(str(weights))
-    assert network.image_set.classes == ("blue", "green", "red") and network.name == "net"
+    assert network.image_set.classes == ("blue", "green", "red")
+    assert network.name == "pooled-80"
     os.rename(weights, tmp_path / "renamed.pth")  # the set travels with the weights
     out, _ = run("InferenceMNIST.py", "--weights", tmp_path / "renamed.pth", "--data", photos,
                  "--repeat", 1, "--batch-size", 4, "--mistakes", tmp_path / "mistakes.png")

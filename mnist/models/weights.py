@@ -120,7 +120,8 @@ def shipped_path(name, image_set=MNIST):
 
 def default_network(image_set):
     """The name of the network that an image set gets where none is named."""
-    return DEFAULT_NETWORKS.get(image_set.name, "net")
+    usual = "net" if image_set.shape[0] == 1 else "pooled-80"
+    return DEFAULT_NETWORKS.get(image_set.name, usual)
 
 
 def default_weights(name, image_set=MNIST):

@@ -60,7 +60,7 @@ ELSEWHERE = set("""
 .response_complete .get_model_weights .optimize .GridSampler .RetryFailedTrialCallback .URL
 .RetryHeartbeatStaleTrialCallback
 .render_as_string .epsilon .create .exc .exif_transpose .draft .convert .thumbnail .getbands
-.fromarray .DecompressionBombError
+.fromarray .DecompressionBombError .Draw .truetype
 tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
 tensorrt.BuilderFlag.FP16 tensorrt.BuilderFlag.TF32 tensorrt.DataType.FLOAT tensorrt.ILogger
 tensorrt.ILogger.__init__ tensorrt.ILogger.Severity.ERROR tensorrt.ILogger.Severity.INTERNAL_ERROR

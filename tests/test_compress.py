@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -17,7 +18,7 @@ from mnist.datasets.image_set import MNIST
 from mnist.engines import int8, registry
 from mnist.engines.onnx_export import check_onnx
 from mnist.engines.precision import judge_log_probs
-from mnist.errors import UnavailableError
+from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 from mnist.training.compress import (
     Pruner,
@@ -25,9 +26,11 @@ from mnist.training.compress import (
     count_non_zero,
     ideal_bytes,
     k_means,
+    prune,
     share_values,
     weights_of,
 )
+from mnist.training.recipe import Recipe
 from MNISTdsource import calibration_images, load_split
 
 SHIPPED_NET = os.path.join(SHIPPED, "net.pth")
@@ -223,6 +226,12 @@ def test_more_clusters_than_weights_is_refused(net):
         share_values(net, 501)
 
 
+def test_a_fine_tuning_that_diverges_is_an_error(net):
+    images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8), torch.arange(64) % 10
+    with pytest.raises(MNISTError, match="diverged; a smaller --lr"):
+        prune(Network(net), 0.5, Recipe(epochs=2, batch_size=16, lr=1e9), images)
+
+
 def test_k_means_finds_the_clusters():
     values = np.concatenate([np.full(10, -1.0), np.full(5, 0.5), np.full(7, 3.0)])
     assert np.allclose(k_means(values.astype(np.float32), 3), [-1, 0.5, 3])
@@ -238,8 +247,8 @@ def test_ideal_coding_of_two_equal_values_takes_a_bit():
 
 
 @pytest.mark.slow
-def test_a_real_run(tmp_path, small_mnist, net):
-    save_weights(net, str(tmp_path / "mine.pth"))
+def test_a_real_run(tmp_path, small_mnist):
+    shutil.copy(SHIPPED_NET, tmp_path / "mine.pth")
     out, err = run("CompressMNIST.py", "--weights", tmp_path / "mine.pth", "--data-dir",
                    small_mnist, "--output-dir", tmp_path, "--method", "int8", "pruned",
                    "pruned+clustered", "--epochs", "1", "--threads", "1", "--json",

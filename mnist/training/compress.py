@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mnist.errors import UnavailableError
+from mnist.errors import MNISTError, UnavailableError
 from mnist.training.loop import Run, train
 
 # Pruning climbs to its sparsity over this part of the fine-tuning; the rest heals what it did.
@@ -93,11 +93,13 @@ def cluster(network, clusters, recipe, training):
 
 
 def fine_tune(network, student, after_step, recipe, training):
-    """The `Network` of a trained student, of which the network is the teacher."""
+    """The `Network` of a trained student, of which the network is the teacher. Raises MNISTError
+    where the training diverges."""
     run = Run(student, network.image_set, recipe, training, None, copy.deepcopy(network.net))
     run.after_step = after_step
-    for _ in train(run):
-        pass
+    for line in train(run):
+        if not math.isfinite(line["train_loss"]):
+            raise MNISTError("the fine-tuning diverged; a smaller --lr may help")
     return network._replace(net=run.net.cpu().eval())
 
 

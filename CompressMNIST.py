@@ -1,7 +1,7 @@
 """Make the trained network smaller in every usual way, and show what each way costs and gains.
 
 examples:
-  python CompressMNIST.py                                 every method, about ten minutes of CPU
+  python CompressMNIST.py                                 every method, a few minutes of CPU
   python CompressMNIST.py --method int8 small+int8
   python CompressMNIST.py --data cifar10                  another image set and its network
   python CompressMNIST.py --method pruned+clustered --sparsity 0.95 --clusters 32

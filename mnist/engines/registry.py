@@ -66,7 +66,7 @@ ENGINES = collections.OrderedDict((kind.name, kind) for kind in (
 
 
 def why_not(name, device="cpu", precision="fp32", **settings):
-    """Why this engine isn't available here, in one line with the remedy; None where it can.
+    """Why this engine isn't available here, in one line with the remedy; None where it is.
 
     Raises UnavailableError for a name that no engine has.
     """

@@ -17,6 +17,7 @@ and says why. One whose results are wrong is marked, and the exit status is 1.
 """
 
 import functools
+import itertools
 import os
 import sys
 import time
@@ -80,11 +81,11 @@ def parse_arguments():
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
     from mnist.bench.processes import Processes
-    from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
+    from mnist.bench.stopwatch import OtherPrograms, make_record
     from mnist.bench.tables import add_speed_ups, format_comparison, publish
     from mnist.engines.registry import set_threads
     from MNISTdsource import calibration_images, load_images
-    deadline = time.perf_counter() + arguments.seconds
+    started = time.perf_counter()
     wanted = wanted_engines(arguments)
     networks = load_networks(arguments)
     threads = set_threads(arguments.threads)
@@ -93,21 +94,21 @@ def compare_engines(arguments):
     references = make_references(networks, data)
     calibration = functools.partial(calibration_images, image_set, arguments.data,
                                     arguments.data_dir)
+
+    def row_of(entry, network):
+        return entry if isinstance(entry, dict) else references[network].row(
+            entry, data.targets, arguments.repeat)
+
     others = OtherPrograms()
     with Processes(data.images) as processes:
-        entries = [(start(processes, network, combination, batch_size, calibration, arguments),
-                    network)
-                   for combination in wanted for network in networks
-                   for batch_size in arguments.batch_size]
-        stopwatches = [entry for entry, _ in entries if not isinstance(entry, dict)]
-        interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-        rows = [entry if isinstance(entry, dict)
-                else references[network].row(entry, data.targets, arguments.repeat)
-                for entry, network in entries]
+        groups = open_in_groups(processes, wanted, networks, calibration, arguments)
+        timed, interrupted = time_groups(groups, row_of, arguments, started)
+        rows = [row for group in timed for row in group]
         used_by_others = others.share(processes.cpu_seconds())
     add_speed_ups(rows)
     settings = {"image_set": image_set.name, "data": data.source, "data_sha256": data.digest,
-                "threads": threads, "repeat": arguments.repeat, "seconds": arguments.seconds}
+                "threads": threads, "repeat": arguments.repeat, "seconds": arguments.seconds,
+                "groups": len(timed)}
     record = make_record(settings, rows, used_by_others)
     wrong = [network.name for network in networks if references[network].problem]
     try:
@@ -180,7 +181,50 @@ def wanted_engines(arguments):
     return wanted
 
 
-def start(processes, network, combination, batch_size, calibration, arguments):
+def open_in_groups(processes, wanted, networks, calibration, arguments):
+    """Open the engines, in groups that memory holds: all at once, on most machines.
+
+    Yields ([(stopwatch, or the row of an engine that isn't available; its network)], the part of
+    all engines that is done with this group). A group ends as the next one is asked for.
+    """
+    group, done = [], 0
+    entries = list(itertools.product(wanted, networks, arguments.batch_size))
+    for combination, network, batch_size in entries:
+        name, device, _ = combination
+        # On a GPU, where each would take hundreds of megabytes, all engines of a kind share one.
+        key = (name, device) if device == "cuda" else (combination, batch_size, network.path)
+        if not processes.has_room(key, device):
+            print("memory holds no more engines at once: those that are open are timed first",
+                  file=sys.stderr, flush=True)
+            yield group, done / len(entries)
+            processes.end()
+            group = []
+        group.append((start(processes, key, network, combination, batch_size, calibration,
+                            arguments), network))
+        done += 1
+    yield group, 1
+
+
+def time_groups(groups, row_of, arguments, started):
+    """(the rows of each group, whether Ctrl-C ended it). `started`: when --seconds began."""
+    from mnist.bench.stopwatch import take_turns
+    timed = []
+    try:
+        for group, done in groups:
+            stopwatches = [entry for entry, _ in group if not isinstance(entry, dict)]
+            interrupted = take_turns(stopwatches, arguments.repeat,
+                                     started + done * arguments.seconds)
+            timed.append([row_of(*pair) for pair in group])
+            if interrupted:
+                return timed, True
+    except KeyboardInterrupt:  # while more were opened
+        if not timed:
+            raise
+        return timed, True
+    return timed, False
+
+
+def start(processes, key, network, combination, batch_size, calibration, arguments):
     """Open and warm up an engine, saying so: its stopwatch; its row where it isn't available."""
     from mnist.bench.processes import make_request
     from mnist.bench.stopwatch import empty_row
@@ -192,8 +236,6 @@ def start(processes, network, combination, batch_size, calibration, arguments):
     if not reason:
         what = f"{network.name}: {name} {device} {precision} batch {batch_size}"
         print(f"{what}: opening", file=sys.stderr, flush=True)
-        # On a GPU, where each would take hundreds of megabytes, all engines of a kind share one.
-        key = (name, device) if device == "cuda" else (combination, batch_size, network.path)
         try:
             request = make_request(network, combination, batch_size, calibration,
                                    arguments.trust_pickle, tuning=not arguments.no_tuning,

@@ -150,6 +150,17 @@ def ram_gib():
         return None
 
 
+def free_memory(device="cpu"):
+    """Bytes of memory that are to be had now, on a GPU ("cuda") the GPU's where it has its own and
+    that is less; None where the system doesn't say."""
+    system = re.search(r"^MemAvailable: *(\d+) kB", read("/proc/meminfo") or "", re.MULTILINE)
+    found = [int(system.group(1)) << 10] if system else []
+    if device == "cuda":
+        gpu = run("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+        found += [int(gpu) << 20] if gpu and gpu.isdigit() else []  # "[N/A]" on a Jetson
+    return min(found, default=None)
+
+
 def jetson(root="/"):
     """What a Jetson says of itself, from files that need no privileges; None elsewhere.
 

@@ -1,4 +1,4 @@
-"""Engines that misbehave, registered as "other" here and in the processes that open them."""
+"""Engines that misbehave, each called by what it does, here and in the processes that open them."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from mnist.engines import pytorch, registry
 class Breaks(pytorch.TorchEngine):
     """Fails once it is timed."""
 
-    calls = 0
+    name, calls = "breaks", 0
 
     def compute(self, x):
         self.calls += 1
@@ -22,7 +22,7 @@ class Breaks(pytorch.TorchEngine):
 
 
 class Wrong(pytorch.TorchEngine):
-    name = "other"
+    name = "wrong"
 
     def __call__(self, images):
         return np.roll(super().__call__(images), 1, axis=1)
@@ -47,25 +47,30 @@ OPENERS = {"breaks": opens(Breaks), "wrong": opens(Wrong), "fails": fails,
            "hangs": lambda *_, **__: time.sleep(600), "missing": None}
 
 
-def kind(behaviour):
-    missing = "it is not there; pip install it" if behaviour == "missing" else None
-    return registry.EngineKind("other", {"cpu": ("fp32",)}, lambda *_, **__: missing,
-                               OPENERS[behaviour], None, False, False)
+def kinds(*behaviours):
+    """{name: its kind} of some of them."""
+    return {name: registry.EngineKind(name, {"cpu": ("fp32",)}, why_missing(name), OPENERS[name],
+                                      None, False, False) for name in behaviours}
+
+
+def why_missing(name):
+    reason = "it is not there; pip install it" if name == "missing" else None
+    return lambda *_, **__: reason
 
 
 class Stowaway:
-    """In the place of `calibration_images`: registers the engine in the process it is sent to."""
+    """In the place of `calibration_images`: registers the engines in the process it is sent to."""
 
-    def __init__(self, behaviour):
-        self.behaviour = behaviour
+    def __init__(self, *behaviours):
+        self.behaviours = behaviours
 
     def __call__(self, *_):
         raise AssertionError("nothing is calibrated here")
 
     def __reduce__(self):
-        return land, (self.behaviour,)
+        return land, self.behaviours
 
 
-def land(behaviour):
-    registry.ENGINES["other"] = kind(behaviour)
-    return Stowaway(behaviour)
+def land(*behaviours):
+    registry.ENGINES.update(kinds(*behaviours))
+    return Stowaway(*behaviours)

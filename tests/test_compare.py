@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import stat
 
 import numpy as np
@@ -197,14 +198,6 @@ def test_a_plot_that_fails_comes_after_the_table(monkeypatch, small_mnist, tmp_p
     assert "\ntorch  cpu fp32" in capsys.readouterr().out and (tmp_path / "a.json").exists()
 
 
-def test_an_engine_that_breaks_in_a_turn_keeps_its_row(monkeypatch, small_mnist, capsys):
-    with_engine(monkeypatch, "breaks")
-    assert in_process(monkeypatch, small_mnist, "--engine", "onnxruntime", "other", "--precision",
-                      "fp32") == 1
-    out = capsys.readouterr().out
-    assert "failed: RuntimeError: lost the GPU" in " ".join(out.split()) and RIGHT in out
-
-
 def test_misread_digits(small_mnist, tmp_path):
     path = tmp_path / "mistakes.png"
     out, _ = run("InferenceMNIST.py", "--data-dir", small_mnist, "--batch-size", 64, "--mistakes",
@@ -268,36 +261,30 @@ def in_process(monkeypatch, small_mnist, *flags):
     return CompareMNIST.main()
 
 
-def with_engine(monkeypatch, behaviour):
-    """Register one engine more, called "other", here and in its process."""
-    monkeypatch.setitem(registry.ENGINES, "other", stub_engines.kind(behaviour))
-    monkeypatch.setattr("MNISTdsource.calibration_images", stub_engines.Stowaway(behaviour))
+def with_engines(monkeypatch, *behaviours):
+    """Register some engines more, here and in their processes."""
+    for name, kind in stub_engines.kinds(*behaviours).items():
+        monkeypatch.setitem(registry.ENGINES, name, kind)
+    monkeypatch.setattr("MNISTdsource.calibration_images", stub_engines.Stowaway(*behaviours))
 
 
-def test_a_wrong_engine_is_marked_and_fails_the_run(monkeypatch, small_mnist, capsys):
-    with_engine(monkeypatch, "wrong")
-    assert in_process(monkeypatch, small_mnist, "--engine", "onnxruntime", "other", "--precision",
-                      "fp32") == 1
-    lines = capsys.readouterr().out.split("\n")
-    assert max(map(len, lines)) <= 100
-    line, = (k for k, line in enumerate(lines) if line.startswith("other"))
-    assert lines[line + 1].strip().startswith("failed: WRONG")
-
-
-@pytest.mark.parametrize("behaviour, words", [
-    ("fails", "failed: RuntimeError: out of memory"), ("segv", "failed: SIGSEGV while opening"),
-    ("sigill", "failed: SIGILL while opening"),
-    ("exits", "failed: ended with status 3 while opening"),
-    ("hangs", "failed: no answer for 6 s while opening; ended")])
-def test_an_engine_that_does_not_open_costs_its_own_row(monkeypatch, small_mnist, capfd, behaviour,
-                                                         words):
-    with_engine(monkeypatch, behaviour)
+def test_an_engine_that_goes_wrong_costs_its_own_row(monkeypatch, small_mnist, capfd):
+    failures = {"wrong": "failed: WRONG", "breaks": "failed: RuntimeError: lost the GPU",
+                "fails": "failed: RuntimeError: out of memory",
+                "segv": "failed: SIGSEGV while opening", "sigill": "failed: SIGILL while opening",
+                "exits": "failed: ended with status 3 while opening",
+                "hangs": "failed: no answer for 6 s while opening; ended"}
+    with_engines(monkeypatch, *failures)
     monkeypatch.setattr("mnist.bench.processes.OPENING_SECONDS", 6)
-    assert in_process(monkeypatch, small_mnist, "--engine", "other", "onnxruntime", "--precision",
+    assert in_process(monkeypatch, small_mnist, "--engine", *failures, "onnxruntime", "--precision",
                       "fp32") == 1
     out, err = capfd.readouterr()
-    assert words in " ".join(out.split()) and RIGHT in out
-    assert "net: other cpu fp32 batch 64: opening" in err
+    assert max(map(len, out.split("\n"))) <= 100
+    for name, words in failures.items():
+        row = re.search(rf"^{name} .*(\n .*)*", out, re.MULTILINE).group()
+        assert words in " ".join(row.split()), name
+        assert f"net: {name} cpu fp32 batch 64: opening" in err
+    assert RIGHT in out
 
 
 def test_a_reference_that_computes_wrongly_is_noticed(monkeypatch, small_mnist, capsys):
@@ -306,22 +293,32 @@ def test_a_reference_that_computes_wrongly_is_noticed(monkeypatch, small_mnist, 
     right = reference.reference_log_probs
     monkeypatch.setattr(reference, "reference_log_probs",
                         lambda network, images: np.roll(right(network, images), 1, axis=1))
-    with_engine(monkeypatch, "wrong")
-    assert in_process(monkeypatch, small_mnist, "--engine", "onnxruntime", "other", "--precision",
+    with_engines(monkeypatch, "wrong")
+    assert in_process(monkeypatch, small_mnist, "--engine", "onnxruntime", "wrong", "--precision",
                       "fp32", "--weights", SHIPPED_NET) == 1
     out, err = capsys.readouterr()
     assert "computes wrongly on this machine" in err and "known answers differ by" in err
     assert out.count("failed: WRONG") == 1 and RIGHT in out
 
 
+def test_engines_go_in_groups_that_memory_holds(monkeypatch, small_mnist, tmp_path, capsys):
+    monkeypatch.setattr("mnist.bench.processes.free_memory", lambda device: 5e8)
+    in_process(monkeypatch, small_mnist, "--engine", "onnxruntime", "--precision", "fp32",
+               "--batch-size", "1", "64", "--json", str(tmp_path / "record.json"))
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [(row["batch_size"], row["status"]) for row in record["rows"]] == [(1, "ok"), (64, "ok")]
+    assert record["settings"]["groups"] == 2 and "timed in 2 groups" in "".join(record["warnings"])
+    assert "memory holds no more engines at once" in capsys.readouterr().err
+
+
 def test_an_engine_that_is_missing_keeps_its_row(monkeypatch, small_mnist, capsys):
-    with_engine(monkeypatch, "missing")
+    with_engines(monkeypatch, "missing")
     monkeypatch.setattr(registry, "ENGINES", {
-        name: registry.ENGINES[name] for name in ("torch", "other")})
+        name: registry.ENGINES[name] for name in ("torch", "missing")})
     assert in_process(monkeypatch, small_mnist) == 0
     assert "skipped: it is not there; pip install it" in capsys.readouterr().out
-    with pytest.raises(UnavailableError, match="other: it is not there"):
-        in_process(monkeypatch, small_mnist, "--engine", "other")
+    with pytest.raises(UnavailableError, match="missing: it is not there"):
+        in_process(monkeypatch, small_mnist, "--engine", "missing")
 
 
 def test_readme_of_results(monkeypatch, tmp_path):

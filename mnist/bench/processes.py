@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 from mnist.bench.stopwatch import Stopwatch
 from mnist.engines.registry import ENGINES, engine_source
 from mnist.errors import MNISTError, UnavailableError, describe_error
+from mnist.machine import free_memory
 
 OPENING_SECONDS = 60  # in which an engine has to be open, unless it compiles
 COMPILING_SECONDS = 3600  # for one that does: torch-compile, TensorRT
 TURN_SECONDS = 600
+ROOM = 2**30  # bytes that one more process may take: libraries, a CUDA context, building an engine
 CAN_STOP = hasattr(signal, "SIGSTOP")
 PR_SET_PDEATHSIG = 1  # see prctl(2)
 
@@ -80,14 +82,25 @@ class Processes:
     """
 
     def __init__(self, images):
-        self.images, self.processes = images, {}
+        self.images, self.processes, self.ended_cpu_seconds = images, {}, 0.0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        """End all of them; others may be opened then."""
+        self.ended_cpu_seconds = self.cpu_seconds()
         for process in self.processes.values():
             process.end()
+        self.processes.clear()
+
+    def has_room(self, key, device):
+        """Whether the process of this key is there, or memory, the GPU's too, holds one more."""
+        free = free_memory(device) if self.processes and key not in self.processes else None
+        return free is None or free > ROOM
 
     def open(self, key, request, **facts):
         """A `RemoteStopwatch` on the engine of a request, in the process of this key.
@@ -105,8 +118,10 @@ class Processes:
                                tuning=engine.tuning, **facts)
 
     def cpu_seconds(self):
-        """The CPU time of all of them; 0 where the system (not Linux) doesn't say."""
-        return sum(process.cpu_seconds() for process in self.processes.values())
+        """The CPU time of all of them, the ended ones' too; 0 where the system (not Linux) doesn't
+        say."""
+        return self.ended_cpu_seconds + sum(process.cpu_seconds()
+                                            for process in self.processes.values())
 
 
 class EngineProcess:

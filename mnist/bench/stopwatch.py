@@ -362,6 +362,9 @@ def make_record(settings, rows, used_by_others=None):
     if used_by_others is not None and used_by_others > QUIET:
         warnings.append(f"other programs used {used_by_others:.0%} of the CPUs during the run: "
                         "all times are too long, and another run may well differ")
+    if settings.get("groups", 1) > 1:
+        warnings.append(f"memory didn't hold all engines at once: they were timed in "
+                        f"{settings['groups']} groups, and took turns only within each")
     warnings += unsteady_warnings(rows, why_unsteady(machine, used_by_others))
     warnings += first_call_warnings(rows) + launch_warnings(rows)
     return {"schema": SCHEMA, "machine": machine, "settings": settings, "rows": rows,

@@ -190,10 +190,8 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
     group, done = [], 0
     entries = list(itertools.product(wanted, networks, arguments.batch_size))
     for combination, network, batch_size in entries:
-        name, device, _ = combination
-        # On a GPU, where each would take hundreds of megabytes, all engines of a kind share one.
-        key = (name, device) if device == "cuda" else (combination, batch_size, network.path)
-        if not processes.has_room(key, device):
+        key = process_of(combination, network, batch_size)
+        if not processes.has_room(key, combination[1]):
             print("memory holds no more engines at once: those that are open are timed first",
                   file=sys.stderr, flush=True)
             yield group, done / len(entries)
@@ -203,6 +201,17 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
                             arguments), network))
         done += 1
     yield group, 1
+
+
+def process_of(combination, network, batch_size):
+    """The key of the process that an engine gets."""
+    from mnist.engines.registry import ENGINES
+    name, device, _ = combination
+    if device == "cuda":  # its context alone takes hundreds of megabytes
+        return name, device
+    if ENGINES[name].graph is None:  # so does importing torch; it has one pool of threads
+        return combination, network.path
+    return combination, network.path, batch_size
 
 
 def time_groups(groups, row_of, arguments, started):

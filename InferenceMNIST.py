@@ -38,7 +38,7 @@ def main():
 
 
 def time_network(arguments):
-    """Time each batch size in a process of its own; gives the exit status."""
+    """Time each batch size, all in one process beside this; gives the exit status."""
     from mnist.bench.processes import Processes, make_request
     from mnist.bench.reference import Reference
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
@@ -62,9 +62,8 @@ def time_network(arguments):
     others = OtherPrograms()
     with Processes(data.images) as processes:
         stopwatches = [processes.open(
-            batch_size if device == "cpu" else device,
-            make_request(network, ("torch", device, "fp32"), batch_size, None,
-                         arguments.trust_pickle, threads=arguments.threads),
+            "torch", make_request(network, ("torch", device, "fp32"), batch_size, None,
+                                  arguments.trust_pickle, threads=arguments.threads),
             network=network.name, weights=network.origin) for batch_size in arguments.batch_size]
         interrupted = take_turns(stopwatches, arguments.repeat, deadline)
         rows = [reference.row(stopwatch, data.targets, arguments.repeat)

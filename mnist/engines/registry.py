@@ -141,7 +141,7 @@ def reference_log_probs(network, images):
     """
     import torch
     normalise = network.image_set.normalise
+    batches = (images[start:start + 100] for start in range(0, len(images), 100))
     with torch.inference_mode():
-        chunks = [torch.from_numpy(normalise(images[start:start + 500]))
-                  for start in range(0, len(images), 500)]
-        return np.concatenate([network.net(chunk).numpy() for chunk in chunks])
+        return np.concatenate([network.net(torch.from_numpy(normalise(batch))).numpy()
+                               for batch in batches])

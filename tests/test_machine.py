@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from scripts import LINUX
 
 from mnist import machine
 
@@ -105,3 +106,11 @@ def test_the_quota_of_the_cgroup_counts(tmp_path, monkeypatch, files, quota):
     monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert machine.usable_cpus() == {0.3: 1, 2.0: 2, None: 4}[quota]
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere nothing says it")
+@pytest.mark.parametrize("answer, gpu_alone", [("512", True), ("[N/A]", False), (None, False)])
+def test_free_memory_is_the_gpu_s_where_that_is_less(monkeypatch, answer, gpu_alone):
+    monkeypatch.setattr(machine, "run", lambda *_: answer)
+    assert machine.free_memory() > 512 << 20
+    assert (machine.free_memory("cuda") == 512 << 20) == gpu_alone

@@ -14,6 +14,7 @@ import difflib
 import functools
 import hashlib
 import os
+import sys
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -163,7 +164,8 @@ def describe_idx(folder):
     images = read_idx_split(folder, "train", image_set, MNIST_FILES)[0]
     image_set = with_statistics(image_set, images)
     print(f"{folder}: {len(images)} images of {images.shape[2]}×{images.shape[3]}, {len(classes)} "
-          f"classes, mean {image_set.mean[0]}, standard deviation {image_set.std[0]}")
+          f"classes, mean {image_set.mean[0]}, standard deviation {image_set.std[0]}",
+          file=sys.stderr)
     return image_set
 
 

@@ -61,7 +61,7 @@ def test_idx_files_of_your_own_have_their_own_size_mean_and_classes(tmp_path, ca
     assert (image_set.shape, image_set.classes) == ((1, 12, 20), ("0", "1", "2"))
     assert image_set.mean == pytest.approx(((images / 255).mean(),), abs=1e-4)
     assert image_set.std == pytest.approx(((images / 255).std(),), abs=1e-4)
-    assert "30 images of 12×20, 3 classes" in capsys.readouterr().out
+    assert "30 images of 12×20, 3 classes" in capsys.readouterr().err
     assert load_images(image_set, "test", str(tmp_path)).images.shape == (30, 1, 12, 20)
 
 
@@ -283,8 +283,9 @@ def test_torchvision_downloads_from_where_it_knows(tmp_path, monkeypatch):
 
 def test_a_network_of_your_pictures_from_training_to_timing(photos, tmp_path):
     weights = tmp_path / "mine.pth"
-    out, _ = run("TrainMNIST.py", "--data", photos, "--image-size", 28, "--epochs", 3, "--augment",
-                 "--batch-size", 8, "--output", weights)
+    out, err = run("TrainMNIST.py", "--data", photos, "--image-size", 28, "--epochs", 3,
+                   "--augment", "--batch-size", 8, "--output", weights)
+    assert "30 pictures to train on, brought to 28×28, 3 classes; a fifth" in err
     assert "training on 30 images of pictures in" in out and "% on" not in out
     network = load_network(str(weights))
     assert network.image_set.classes == ("blue", "green", "red")

@@ -1,5 +1,6 @@
 """TrainMNIST.py, run as a program on a few digits, and its parts."""
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import mnist.training.recipe
 import TrainMNIST
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import MNIST
-from mnist.errors import UnavailableError
+from mnist.errors import MNISTError, UnavailableError
 from mnist.models.registry import find_network, make_network
 from mnist.models.weights import load_network, save_weights, trained_path
 from mnist.training import loop
@@ -175,6 +176,18 @@ def test_a_training_that_ends_with_guessing_replaces_nothing(small_mnist, tmp_pa
                  "adamw", "--lr", 3, "--epochs", 2, status=1, cwd=tmp_path)
     assert "the training diverged: loss" in err and "A smaller --lr than 3" in err
     assert (tmp_path / "net.pth").read_bytes() == b"weights of old"
+
+
+@pytest.mark.parametrize("right, loss, guessed", [
+    (61, 1.2, False), (60, 1.2, True), (60, 1.0, False), (85, 9.9, True), (100, 9.9, False)])
+def test_what_counts_as_guessing_among_few_classes(right, loss, guessed):
+    TrainMNIST.import_library()
+    image_set = MNIST._replace(classes=("cat", "ship", "truck"))
+    run = types.SimpleNamespace(
+        history=[{"right": right, "accuracy": right / 180, "loss": loss}], image_set=image_set,
+        watched=(None, torch.arange(180) % 3), recipe=Recipe())
+    with pytest.raises(MNISTError, match="diverged") if guessed else contextlib.nullcontext():
+        TrainMNIST.check_converged(run, types.SimpleNamespace(images=np.zeros((9, 1, 28, 28))))
 
 
 def test_a_run_goes_on_with_the_same_images_only(small_mnist, tmp_path):

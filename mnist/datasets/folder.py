@@ -1,6 +1,7 @@
 """A folder of your own pictures: train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg alone."""
 
 import os
+import sys
 
 import numpy as np
 
@@ -36,7 +37,20 @@ def describe_folder(folder, image_size=None, channels=3):
     name = os.path.basename(os.path.abspath(folder))
     image_set = ImageSet(name, (channels, height, width), classes, (0.0,) * channels,
                          (1.0,) * channels, augment="pictures")
-    return with_statistics(image_set, read_folder(folder, "train", image_set)[0])
+    images = read_folder(folder, "train", image_set)[0]
+    inside = split_folders(folder)["train"]
+    print(f"{folder}: {len(images)} pictures to train on, brought to {height}×{width}, "
+          f"{len(classes)} classes; "
+          + (f"those in {inside}/" if inside else
+             "a fifth of each class, always the same, is kept for testing"), file=sys.stderr)
+    return with_statistics(image_set, images)
+
+
+def split_folders(folder):
+    """{"train", "test": the name of the folder with that split's pictures, or None}."""
+    top = sorted(os.listdir(folder))
+    return {key: next((name for name in spellings if name in top), None)
+            for key, spellings in SPLIT_FOLDERS.items()}
 
 
 def with_statistics(image_set, images):
@@ -57,9 +71,7 @@ def find_pictures(folder, split):
     Where the folder has no train/ and test/ (or val/), a fifth of each class, chosen by a fixed
     seed, is for testing.
     """
-    top = sorted(os.listdir(folder))
-    names = {key: next((name for name in spellings if name in top), None)
-             for key, spellings in SPLIT_FOLDERS.items()}
+    names = split_folders(folder)
     inside = names[split]
     if inside is None and names["train"] and split == "test":
         raise DataError(f"{folder} has {names['train']}/ but neither test/ nor val/")

@@ -11,10 +11,8 @@ bit for bit, also where the training was stopped after an epoch and went on late
 
 import contextlib
 import copy
-import ctypes
 import inspect
 import math
-import sys
 import time
 
 import numpy as np
@@ -22,7 +20,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax, mse_loss, nll_loss
 
 from mnist.cli import show_progress
-from mnist.engines.pytorch import allow_tf32, bfloat16_missing
+from mnist.engines.pytorch import allow_tf32, bfloat16_missing, keep_freed_memory
 from mnist.errors import UnavailableError
 from mnist.models.fold import channels_last, fold_batch_norms
 from mnist.models.registry import make_network
@@ -253,23 +251,8 @@ def prepare_device(device):
     if device.type == "cuda":
         allow_tf32(torch, False)
         torch.backends.cudnn.deterministic = True
-    elif sys.platform == "linux":
+    else:
         keep_freed_memory()
-
-
-def keep_freed_memory():
-    """Have glibc keep the memory that is freed after a step for the next one.
-
-    It gives large blocks back to the system at once, and the system fills them with zeros when they
-    are asked for anew: a sixth of the time of a step. Other libraries than glibc don't know this.
-    """
-    with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def make_optimiser(net, recipe):

@@ -387,7 +387,8 @@ def why_unsteady(machine, used_by_others):
         return "something else ran, or the clock changed"
     if used_by_others > DISTURBING:
         return f"other programs used {used_by_others:.0%} of the CPUs"
-    return "hardly anything else ran: the clock changed"
+    return ("hardly anything else ran: the clock changed or, on a virtual machine, a neighbour "
+            "took part of a core")
 
 
 def first_call_warnings(rows):

@@ -194,10 +194,10 @@ def test_test_digits_are_paged_through(mnist_dir, tmp_path):
         assert page.text("label") != "labelled " + page.text("answer")
         page.draw([(0.1, 0.1), (0.2, 0.1)])  # it is no test digit any more
         page.settle()
-        assert page.text("label") == "" and page.js("$('index').value") == ""
+        assert page.text("label") in ("", "doubtful") and page.js("$('index').value") == ""
         page.click("undo")
         page.settle()
-        assert page.text("label") != ""
+        assert page.text("label").startswith("labelled")
         assert page.console() == []
 
 

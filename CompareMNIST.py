@@ -187,11 +187,12 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
     Yields ([(stopwatch, or the row of an engine that isn't available; its network)], the part of
     all engines that is done with this group). A group ends as the next one is asked for.
     """
+    from mnist.engines.registry import why_not
     group, done = [], 0
     entries = list(itertools.product(wanted, networks, arguments.batch_size))
     for combination, network, batch_size in entries:
         key = process_of(combination, network, batch_size)
-        if not processes.has_room(key, combination[1]):
+        if not why_not(*combination) and not processes.has_room(key, combination[1]):
             print("memory holds no more engines at once: those that are open are timed first",
                   file=sys.stderr, flush=True)
             yield group, done / len(entries)

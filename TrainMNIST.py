@@ -248,6 +248,7 @@ def check_converged(run, data):
     last, image_set = run.history[-1], run.image_set
     if image_set.task != "classification" or last["loss"] <= math.log(image_set.outputs):
         return
+    # By chance one that diverged may be right more often than that; its loss gives it away.
     same = int(torch.bincount(run.watched[1]).max())  # right where always the same class is named
     if last["right"] > (1.5 if last["loss"] > 5 * math.log(image_set.outputs) else 1) * same:
         return

@@ -1,12 +1,12 @@
-"""Engines in processes of their own, so that none disturbs another and a crash costs one row.
+"""Engines in processes of their own, so that none disturbs another and a crash costs its own rows.
 
     with Processes(images) as processes:
         stopwatch = processes.open(key, request)    a `RemoteStopwatch`, for `take_turns`
 
 The threads that a library keeps go on spinning after a call, and take the CPUs from the engine
 whose turn it is. So a process works only while it is asked to: otherwise it is stopped, where the
-system can (POSIX), or waits at its pipe. What is timed is timed in there; nothing of the processes
-is inside a clock.
+system can (POSIX), or waits at its pipe. Engines of the same key share one. What is timed is timed
+in there; nothing of the processes is inside a clock.
 """
 
 import ctypes

@@ -22,18 +22,14 @@ import os
 import sys
 import time
 
-from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.cli import add_flags, make_parser, run_program
 from mnist.errors import UnavailableError, describe_error, warn
-from mnist.files import check_writable
 
 
 def main():
     arguments = parse_arguments()
-    keep_stdout_for_json(arguments.json)
-    check_writable("--json", arguments.json)
-    if arguments.plot:
-        from mnist.bench.plots import check_plot
-        check_plot("--plot", arguments.plot)
+    from mnist.bench.plots import check_outputs
+    check_outputs(arguments)
     if arguments.compare:
         return compare_records(arguments)
     return compare_engines(arguments)

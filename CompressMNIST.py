@@ -24,7 +24,6 @@ import time
 from mnist.cli import (
     ABOVE_0,
     add_flags,
-    keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
@@ -67,12 +66,8 @@ BATCHES = (1, 64)
 
 def main():
     arguments = parse_arguments()
-    keep_stdout_for_json(arguments.json)
-    if arguments.plot:
-        from mnist.bench.plots import check_plot
-        check_plot("--plot", arguments.plot)
-    if arguments.json:
-        check_writable("--json", arguments.json)
+    from mnist.bench.plots import check_outputs
+    check_outputs(arguments)
     check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
 
     from mnist.engines.registry import set_threads

@@ -18,20 +18,19 @@ import os
 import shlex
 import time
 
-from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.cli import add_flags, make_parser, run_program
 from mnist.errors import MNISTError, UnavailableError, warn
-from mnist.files import check_writable
 
 
 def main():
     arguments = parse_arguments()
-    keep_stdout_for_json(arguments.json)
-    check_writable("--json", arguments.json)
 
+    from mnist.bench.plots import check_outputs
     from mnist.engines.trt import flavour, import_tensorrt
     from mnist.models.weights import load_network
     from MNISTdsource import find_image_set, load_images
 
+    check_outputs(arguments)
     deadline = time.perf_counter() + arguments.seconds
     print(flavour(import_tensorrt()), flush=True)
     if not arguments.build_only:
@@ -40,10 +39,10 @@ def main():
                            arguments.data and find_image_set(arguments.data),
                            arguments.trust_pickle)
     print(f"weights: {network.origin}", flush=True)
+    if arguments.build_only:
+        return build(arguments, network)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
-    if arguments.build_only:
-        return build(arguments, network, data.images)
     return time_engines(arguments, network, data, deadline)
 
 
@@ -94,7 +93,7 @@ def wanted_engines(arguments):
             yield precision, batch_size, (min(span), max(span))
 
 
-def build(arguments, network, images):
+def build(arguments, network):
     """Bring every engine asked for up to date."""
     from mnist.engines.trt_cache import EngineFile
     wanted = [(precision, batches) for precision, _, batches in wanted_engines(arguments)]
@@ -103,7 +102,7 @@ def build(arguments, network, images):
         if not arguments.rebuild and engine_file.read():
             print(f"{engine_file.path} is up to date")
             continue
-        engine_file.build(images)
+        engine_file.build()
         if not os.path.exists(engine_file.path):
             raise MNISTError(f"{engine_file.path} could not be saved")
 
@@ -127,7 +126,7 @@ def time_engines(arguments, network, data, deadline):
         warn(reference.problem)
     others = OtherPrograms()
     stopwatches = []
-    for engine, path in open_engines(arguments, network, images):
+    for engine, path in open_engines(arguments, network):
         stopwatches.append(Stopwatch(engine, images, network=network.name, weights=network.origin,
                                      engine_file=os.path.basename(path)))
         print(f"{path}: {engine.detail}\n  for a second opinion: "
@@ -141,7 +140,7 @@ def time_engines(arguments, network, data, deadline):
                    interrupted=interrupted) or int(bool(reference.problem))
 
 
-def open_engines(arguments, network, images):
+def open_engines(arguments, network):
     """Yield one opened engine after the other, with the path of its file."""
     from mnist.engines.registry import open_engine
     from mnist.engines.trt_cache import engine_from_file, engine_path
@@ -157,7 +156,7 @@ def open_engines(arguments, network, images):
         built.add(path)
         yield open_engine("tensorrt", network, "cuda", precision, batch_size,
                           calibration(arguments, network), batches=batches,
-                          memory=arguments.memory, rebuild=rebuild, images=images), path
+                          memory=arguments.memory, rebuild=rebuild), path
 
 
 def trtexec_line(path, batch_size, shape):

@@ -15,9 +15,8 @@ every engine of this machine side by side CompareMNIST.py.
 import os
 import time
 
-from mnist.cli import add_flags, keep_stdout_for_json, make_parser, run_program
+from mnist.cli import add_flags, make_parser, run_program
 from mnist.errors import warn
-from mnist.files import check_writable
 
 
 def main():
@@ -28,12 +27,9 @@ def main():
                         help="draw the confusion matrix and the misread images, each with its "
                              "number, class, prediction and probability (.png, .svg, .pdf)")
     arguments = parser.parse_args()
-    keep_stdout_for_json(arguments.json)
-    check_writable("--json", arguments.json)
-    if arguments.mistakes:
-        from mnist.bench.plots import check_plot
-        check_plot("--mistakes", arguments.mistakes)
 
+    from mnist.bench.plots import check_outputs
+    check_outputs(arguments)
     return time_network(arguments)
 
 

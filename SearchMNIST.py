@@ -29,13 +29,12 @@ from mnist.cli import (
     SHARE,
     add_flags,
     dashed,
-    keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
 )
 from mnist.errors import UnavailableError, warn
-from mnist.files import ROOT, check_writable, save_json
+from mnist.files import ROOT, save_json
 from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
 
 KINDS = "ablate", "grid", "lr", "tune"  # of studies
@@ -44,7 +43,7 @@ KINDS = "ablate", "grid", "lr", "tune"  # of studies
 def main():
     arguments = parse_arguments()
     import_library()
-    check_files(arguments)
+    check_outputs(arguments)
     if arguments.worker:
         sys.stdout = open(os.devnull, "w")
     arguments.device = choose_device(arguments.device)
@@ -55,11 +54,11 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global Plan, Run, as_good_as_the_best, check_plot, choose_device, default_point, done
+    global Plan, Run, as_good_as_the_best, check_outputs, choose_device, default_point, done
     global evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
     global load_images, machine_record, new_network, open_storage, open_study, plot_study
     global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors, train
-    from mnist.bench.plots import check_plot
+    from mnist.bench.plots import check_outputs
     from mnist.bench.study_plots import plot_study
     from mnist.bench.tables import format_study, setting_text
     from mnist.engines.registry import choose_device, set_threads
@@ -120,15 +119,6 @@ def parse_arguments():
     if arguments.lr and len(arguments.optimizer or ["sgd"]) > 1 and arguments.kind == "tune":
         parser.error("tune with --lr: say which --optimizer these rates are of")
     return arguments
-
-
-def check_files(arguments):
-    """Find out before the trainings, not after them, that a file can't be written."""
-    keep_stdout_for_json(arguments.json)
-    if arguments.plot:
-        check_plot("--plot", arguments.plot)
-    if arguments.json:
-        check_writable("--json", arguments.json)
 
 
 # --- Training -------------------------------------------------------------------------------------

@@ -20,14 +20,13 @@ import time
 from mnist.cli import (
     ABOVE_0,
     add_flags,
-    keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
     show_progress,
 )
 from mnist.errors import UnavailableError
-from mnist.files import ROOT, check_writable, save_json
+from mnist.files import ROOT, save_json
 
 HEAD_RATE, HEAD_EPOCHS = 3e-3, 40  # AdamW, on the features
 SCRATCH_RATE = 2e-3  # for a network that knows nothing yet
@@ -37,12 +36,8 @@ WATCHED = 500  # test images that progress is shown on; all are read at the end
 
 def main():
     arguments = parse_arguments()
-    keep_stdout_for_json(arguments.json)
-    for flag in ("output", "json"):
-        check_writable("--" + flag, getattr(arguments, flag))
-    if arguments.plot:
-        from mnist.bench.plots import check_plot
-        check_plot("--plot", arguments.plot)
+    from mnist.bench.plots import check_outputs
+    check_outputs(arguments)
     import_library()
     set_threads(arguments.threads)
     device = choose_device(arguments.device)

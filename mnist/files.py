@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 
 from mnist.errors import MNISTError, UnavailableError
 
@@ -27,17 +26,12 @@ def write_atomically(path):
     path = os.path.realpath(path)
     if os.path.isdir(path):
         raise UnavailableError(f"{path} is a folder, not a file to write")
-    folder, name = os.path.split(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        handle, temporary = tempfile.mkstemp(prefix=name + ".", suffix=".tmp", dir=folder)
-    except OSError as error:
-        raise MNISTError(f"can't write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes files private
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -66,13 +60,6 @@ def check_writable(flag, path):
         raise UnavailableError(f"{flag} {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UnavailableError(f"{flag} {path}: no permission to write in {folder}")
-
-
-def current_umask():
-    """The process's umask (reading it means setting it)."""
-    umask = os.umask(0o022)
-    os.umask(umask)
-    return umask
 
 
 def digest(content):

@@ -20,9 +20,21 @@ from mnist.bench.tables import (
     ratio,
     row_name,
 )
+from mnist.cli import keep_stdout_for_json
 from mnist.errors import UnavailableError
 from mnist.files import check_writable, write_atomically
 from mnist.machine import describe_machine
+
+
+def check_outputs(arguments):
+    """Find out before the work, not after it, that a file of --output, --json, --plot or --mistakes
+    can't be written; with `--json -` all other prints go to stderr. Raises UnavailableError."""
+    keep_stdout_for_json(arguments.json)
+    for name in ("output", "json"):
+        check_writable("--" + name, getattr(arguments, name, None))
+    for name in ("plot", "mistakes"):
+        if getattr(arguments, name, None):
+            check_plot("--" + name, getattr(arguments, name))
 
 
 def check_plot(flag, path):

@@ -130,10 +130,10 @@ def find_ink(levels):
         peak = np.percentile(depth, 99.7)
         if peak < faintest:
             continue
-        inner = np.where(grow(on_edge(without_lines(depth > 0.4 * peak)), 7), 0, depth)
+        inner = np.where(grow(on_edge(depth > 0.4 * peak), 7), 0, depth)
         if np.percentile(inner, 99.7) > faintest:  # there is more than what reaches the edge
             depth, peak = inner, np.percentile(inner, 99.7)
-        mask, more = main_pieces(without_lines(depth > max(0.4 * peak, 3 * noise)), depth)
+        mask, more = main_pieces(depth > max(0.4 * peak, 3 * noise), depth)
         if not mask.any():
             continue
         around = tone[grow(mask, 13) & ~grow(mask, 7)]
@@ -181,68 +181,6 @@ def on_edge(mask):
     labels, _ = label(mask)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return mask & np.isin(labels, edge)
-
-
-# --- Ruled lines and boxes ------------------------------------------------------------------------
-
-
-def without_lines(mask):
-    """The mask, bool (H, W), without lines from border to border and without boxes."""
-    mask = mask & ~(line_pixels(mask, 0.97) | line_pixels(mask.T, 0.97).T)
-    labels, number = label(mask)
-    for piece in range(1, number + 1):
-        rows, columns = (np.flatnonzero((labels == piece).any(axis)) for axis in (1, 0))
-        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        if len(rows) > 0.2 * len(mask) and len(columns) > 0.2 * mask.shape[1]:
-            mask[box] &= ~box_pixels(labels[box] == piece)
-    return mask
-
-
-def box_pixels(piece):
-    """The lines of a box that a piece, bool (H, W), consists of; none where it is no box."""
-    across, down = line_pixels(piece, 0.93), line_pixels(piece.T, 0.93).T
-    rows, columns = np.flatnonzero(across.any(1)), np.flatnonzero(down.any(0))
-    if len(rows) and np.ptp(rows) > 0.6 * len(piece):
-        if len(columns) and np.ptp(columns) > 0.35 * piece.shape[1]:
-            return across | down
-    return np.zeros_like(piece)
-
-
-def line_pixels(mask, share):
-    """The pixels of straight lines over at least this share of the width, up to 3 degrees off the
-    horizontal; not those where a stroke crosses."""
-    band = max(3, int(0.06 * mask.shape[1]))
-    covered = running(np.maximum, mask, band, 0).sum(1, keepdims=True) >= share * mask.shape[1]
-    if not covered.any():
-        return np.zeros_like(mask)
-    joined = running(np.minimum, running(np.maximum, mask, 7, 1), 7, 1)
-    on_line = mask & (path_lengths(joined) >= share * mask.shape[1])
-    on_line &= running(np.maximum, covered, band, 0)
-    if on_line.any():
-        thickness = run_lengths(mask)
-        on_line &= thickness <= 1.5 * np.median(thickness[on_line]) + 1
-    return on_line
-
-
-def path_lengths(mask):
-    """The length of the longest path through each pixel that goes from left to right, a row up or
-    down at most at each step: int (H, W)."""
-    def sweep(mask):
-        lengths = np.zeros((mask.shape[0] + 2, mask.shape[1] + 1), np.int32)
-        for column in range(mask.shape[1]):
-            last = lengths[:, column]
-            longest = np.maximum(np.maximum(last[:-2], last[1:-1]), last[2:])
-            lengths[1:-1, column + 1] = np.where(mask[:, column], longest + 1, 0)
-        return lengths[1:-1, 1:]
-    return sweep(mask) + sweep(mask[:, ::-1])[:, ::-1] - mask
-
-
-def run_lengths(mask):
-    """How many pixels of the mask lie above each other at each of its pixels: int (H, W)."""
-    def since(mask):
-        rows = np.arange(1, len(mask) + 1)[:, np.newaxis]
-        return rows - np.maximum.accumulate(np.where(mask, 0, rows), 0)
-    return np.where(mask, since(mask) + since(mask[::-1])[::-1] - 1, 0)
 
 
 # --- Filters, numpy alone -------------------------------------------------------------------------

@@ -128,13 +128,14 @@ def quantise(graph, images, image_set):
         paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]
         with open(paths[0], "wb") as file:
             file.write(graph)
-        with quiet_logging():  # it advises a preparation that this graph doesn't need
-            quantize_static(paths[0], paths[1], Batches(), quant_format=QuantFormat.QDQ,
-                            per_channel=False, activation_type=QuantType.QInt8,
-                            weight_type=QuantType.QInt8,
-                            calibrate_method=getattr(CalibrationMethod, RECIPE["calibration"]),
-                            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True,
-                                           "QuantizeBias": False})
+        logging.disable(logging.WARNING)  # it advises a preparation that this graph doesn't need
+        quantize_static(paths[0], paths[1], Batches(), quant_format=QuantFormat.QDQ,
+                        per_channel=False, activation_type=QuantType.QInt8,
+                        weight_type=QuantType.QInt8,
+                        calibrate_method=getattr(CalibrationMethod, RECIPE["calibration"]),
+                        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True,
+                                       "QuantizeBias": False})
+        logging.disable(logging.NOTSET)
         return tidied(onnx.load(paths[1]), image_set).SerializeToString()
 
 
@@ -150,17 +151,6 @@ def tidied(model, image_set):
         del model.graph.metadata_props[:]
     onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
     return model
-
-
-@contextlib.contextmanager
-def quiet_logging():
-    """Let Python's root logger say errors only."""
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.getLogger().setLevel(level)
 
 
 def weights_in_float(graph):

@@ -81,7 +81,10 @@ class TorchEngine:
 
     def begin_turn(self):
         """Set what torch keeps for the whole process, and what other engines want otherwise."""
-        settle(self.torch, self.device, self.precision, self.threads)
+        if self.device != "cpu":
+            allow_tf32(self.torch, self.precision == "tf32")
+        elif self.torch.get_num_threads() != self.threads:
+            self.torch.set_num_threads(self.threads)
 
     def compute(self, x):
         with self.torch.inference_mode():
@@ -100,14 +103,6 @@ def default_threads():
     """The number of threads that torch chooses itself, of the CPUs that may be used."""
     import torch
     return min(torch.get_num_threads(), usable_cpus())
-
-
-def settle(torch, device, precision, threads):
-    """Set what torch keeps for the whole process, and what each engine wants otherwise."""
-    if device != "cpu":
-        allow_tf32(torch, precision == "tf32")
-    elif torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
 
 
 def allow_tf32(torch, allowed):
@@ -184,7 +179,7 @@ class TorchGraphEngine(CudaBuffers):
             self.device_log_probs.copy_(self.net(self.device_pixels))
 
 
-class UsualLoop:
+class UsualLoop(TorchEngine):
     """What most tutorials write: torchvision's dataset, transforms for each image, a DataLoader.
 
     It begins at the dataset, so its end-to-end time is that of `loop`, which the stopwatch prefers
@@ -219,19 +214,9 @@ class UsualLoop:
     def prepare(self, images):
         return self.torch.from_numpy(self.image_set.normalise(images)).to(self.device)
 
-    def begin_turn(self):
-        settle(self.torch, self.device, self.precision, self.threads)
-
     def compute(self, x):
         with self.torch.no_grad():
             return self.net(x)
-
-    def synchronise(self):
-        if self.device != "cpu":
-            self.torch.cuda.synchronize()
-
-    def close(self):
-        self.net = None
 
 
 def usual_dataset(image_set, images, targets):

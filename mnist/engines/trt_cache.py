@@ -5,10 +5,8 @@ for a network, `engine_from_file` one that was built elsewhere. docs/tensorrt.md
 by step.
 """
 
-import contextlib
 import json
 import sys
-import threading
 import time
 
 from mnist.engines.cuda import choose_memory, find_gpu
@@ -107,19 +105,20 @@ class EngineFile:
                 return f"its {field} is {record[field]}, wanted is {wanted}"
         return None
 
-    def build(self, images=None):
+    def build(self):
         """Build the engine and save it with its graph and its record; returns its bytes.
 
-        `images` (see `check_onnx`) are what the graph is checked on. A folder that can't be written
-        to is a warning. Raises MNISTError where the graph or the build fails.
+        A folder that can't be written to is a warning. Raises MNISTError where the graph or the
+        build fails.
         """
         from mnist.engines.onnx_export import check_onnx
 
-        checked = check_onnx(self.graph, self.network, self.graph_precision, images)
+        checked = check_onnx(self.graph, self.network, self.graph_precision)
         print(f"{self.graph_path}: {checked}", file=sys.stderr)
         started = time.monotonic()
-        with show_elapsed(f"building {self.path} with {flavour(self.trt)}, this may take minutes"):
-            plan = build_engine(self.trt, self.graph, self.precision, self.batches)
+        print(f"building {self.path} with {flavour(self.trt)}, this may take minutes",
+              file=sys.stderr, flush=True)
+        plan = build_engine(self.trt, self.graph, self.precision, self.batches)
         seconds = time.monotonic() - started
         print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
         try:
@@ -138,27 +137,8 @@ class EngineFile:
                                             build_seconds=round(build_seconds, 2)))
 
 
-@contextlib.contextmanager
-def show_elapsed(what):
-    """Say on stderr what is going on and, in a terminal, for how many seconds already."""
-    print(what, file=sys.stderr, flush=True)
-    started = time.monotonic()
-    finished = threading.Event()
-
-    def tick():
-        while not finished.wait(1):
-            print(f"\r{time.monotonic() - started:.0f} s", end="\r", file=sys.stderr, flush=True)
-
-    if sys.stderr.isatty():
-        threading.Thread(target=tick, daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
-
-
 def cached_engine(network, device, precision="fp32", batch_size=64, calibration=None, batches=None,
-                  memory="auto", rebuild=False, images=None, **_):
+                  memory="auto", rebuild=False, **_):
     """A `TensorRTEngine` for a `Network`, from the cache where it is up to date, else built now.
 
     `batches`: smallest and largest batch of a dynamic engine; None: one for `batch_size` alone.
@@ -175,7 +155,7 @@ def cached_engine(network, device, precision="fp32", batch_size=64, calibration=
         except MNISTError as error:
             warn(f"{engine_file.path} is built anew: {error}")
     if loaded is None:
-        loaded = load_engine(trt, engine_file.build(images), network.image_set)
+        loaded = load_engine(trt, engine_file.build(), network.image_set)
     return TensorRTEngine(trt, loaded, network.image_set, precision, batch_size, gpu_memory)
 
 

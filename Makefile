@@ -17,7 +17,7 @@ test: $(VENV)/installed-test
 	$(PYTEST) -m "not (slow or bindings)"
 
 test-all: test
-	KILLS=10 FUZZ=20000 $(PYTEST) -m "slow or fuzz"
+	KILLS=100 FUZZ=20000 $(PYTEST) -m "slow or fuzz"
 	$(MAKE) test-gpu test-oldest test-tensorrt
 
 test-gpu: $(VENV)/installed-test

@@ -111,12 +111,19 @@ def small_mnist(tmp_path_factory):
         fonts.generated_digits(count, seed=count) for count in (1000, 300)))
 
 
+def idx_bytes(array):
+    """An IDX file that holds `array`, of any of its types."""
+    codes = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D,
+             "float64": 0x0E}
+    return struct.pack(f">{1 + array.ndim}I", codes[array.dtype.name] << 8 | array.ndim,
+                       *array.shape) + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
 def write_mnist(folder, training, test):
     """Write (images, labels) of both splits as MNIST's files; gives the folder."""
     for names, (images, targets) in zip(idx.MNIST_FILES.values(), (training, test)):
         for name, array in zip(names, (images[:, 0], targets.astype(np.uint8))):
-            header = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape)
-            (folder / name).write_bytes(header + array.tobytes())
+            (folder / name).write_bytes(idx_bytes(array))
     return folder
 
 

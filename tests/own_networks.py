@@ -9,31 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.Sequential):
     """Batch norm after convolutions without bias and after a linear layer."""
 
     def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
+        super().__init__(
             nn.Conv2d(1, 6, 5, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(200, 20), nn.BatchNorm1d(20), nn.ReLU(),
-                                  nn.Linear(20, 10), nn.LogSoftmax(1))
-
-    def forward(self, x):
-        return self.head(self.features(x))
-
-
-class Padded(nn.Module):
-    """A padded, strided first layer: the normalisation can't be folded into it."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(1, 6, 3, stride=2, padding=1)
-        self.last = nn.Linear(6 * 14 * 14, 10)
-
-    def forward(self, x):
-        return F.log_softmax(self.last(F.leaky_relu(self.first(x), 0.1).flatten(1)), 1)
+            nn.Conv2d(6, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(200, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10),
+            nn.LogSoftmax(1))
 
 
 class Residual(nn.Module):
@@ -102,16 +86,12 @@ class Depthwise(nn.Module):
         return F.log_softmax(self.out(self.grouped(x).mean((2, 3))), 1)
 
 
-class Dense(nn.Module):
+class Dense(nn.Sequential):
     """No convolution; the first layer is linear and has no bias."""
 
     def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(784, 40, bias=False)
-        self.b = nn.Linear(40, 10)
-
-    def forward(self, x):
-        return F.log_softmax(self.b(torch.sigmoid(self.a(x.reshape(-1, 784)))), 1)
+        super().__init__(nn.Flatten(), nn.Linear(784, 40, bias=False), nn.Sigmoid(),
+                         nn.Linear(40, 10), nn.LogSoftmax(1))
 
 
 class Buffers(nn.Module):
@@ -146,31 +126,12 @@ class Tied(nn.Module):
         return F.log_softmax(self.out(self.also(x)), 1)
 
 
-class Double(nn.Module):
-    """Parameters in float64."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 9, stride=3).double()
-        self.out = nn.Linear(6 * 49, 10).double()
-
-    def forward(self, x):
-        x = F.softplus(self.conv(x.to(self.conv.weight.dtype)))
-        return F.log_softmax(self.out(x.flatten(1)), 1).float()
-
-
-class NormFirst(nn.Module):
+class NormFirst(nn.Sequential):
     """Batch norm before anything else: it reads the digit itself."""
 
     def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(1)
-        self.conv = nn.Conv2d(1, 6, 5)
-        self.out = nn.Linear(6 * 36, 10)
-
-    def forward(self, x):
-        x = F.gelu(F.avg_pool2d(self.conv(self.norm(x)), 4))
-        return F.log_softmax(self.out(x.flatten(1)), 1)
+        super().__init__(nn.BatchNorm2d(1), nn.Conv2d(1, 6, 5), nn.AvgPool2d(4), nn.GELU(),
+                         nn.Flatten(), nn.Linear(6 * 36, 10), nn.LogSoftmax(1))
 
 
 class SkipsFirst(nn.Module):
@@ -220,5 +181,5 @@ def sequential():
                          nn.Linear(16, 10), nn.LogSoftmax(dim=1))
 
 
-NETWORKS = (BatchNorm, Padded, Residual, Branches, Views, Depthwise, Dense, Buffers, Tied, Double,
-            NormFirst, SkipsFirst, NormReadTwice, Named, sequential)
+NETWORKS = (BatchNorm, Residual, Branches, Views, Depthwise, Dense, Buffers, Tied, NormFirst,
+            SkipsFirst, NormReadTwice, Named, sequential)

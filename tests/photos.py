@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-STYLES = ("grey noise", "gradient", "shadow edge", "vignette", "pencil", "ruled paper",
+STYLES = ("grey noise", "gradient", "shadow edge", "pencil", "ruled paper",
           "sheet on a table", "form's box", "specks", "JPEG quality 30", "light on dark")
 
 
@@ -22,16 +22,6 @@ def pen_ink(strokes, side, width):
         for x, y in stroke:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return ink.resize((max(1, ink.width // 4), max(1, ink.height // 4)), Image.BOX)
-
-
-def enlarged_ink(digit, side):
-    """A digit of MNIST, uint8 (28, 28), enlarged until its longer side has `side` pixels."""
-    rows, columns = np.flatnonzero(digit.max(1) > 60), np.flatnonzero(digit.max(0) > 60)
-    digit = np.pad(digit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 2)
-    scale = side / (max(digit.shape) - 4)
-    size = tuple(max(1, int(scale * length)) for length in digit.shape[::-1])
-    ink = Image.fromarray(digit).resize(size, Image.BICUBIC)
-    return ink.point(lambda level: int(np.clip((level - 70) * 2, 0, 255)))  # edges as of ink
 
 
 def photo(make_ink, style, generator):
@@ -99,8 +89,6 @@ def light(style, x, y, generator):
         edge = 1 / (1 + np.exp(-np.clip((along - generator.uniform(-0.5, 0.5)) / softness,
                                         -50, 50)))
         return 1 - generator.uniform(0.25, 0.6) * edge
-    if style == "vignette":
-        return 1 - generator.uniform(0.2, 0.38) * (x ** 2 + y ** 2)
     return 1 - generator.uniform(0, 0.12) * (along + 1.42) / 2.84
 
 

@@ -93,22 +93,6 @@ def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
     assert judge_log_probs(answers, reference, "int8")[1] is None
 
 
-@pytest.mark.mnist
-def test_a_broken_calibration_is_reported_wrong(shipped, mnist_dir):
-    images = load_split("test", mnist_dir)[0][:1000]
-    reference = registry.reference_log_probs(shipped, images)
-    black = np.zeros((100, 1, 28, 28), np.uint8)
-    black[:, :, 14, 14] = 9
-    uncalibrated = shipped._replace(path=None)
-    for name in ("onnxruntime", "openvino"):
-        if registry.why_not(name, "cpu", "int8"):
-            continue
-        engine = registry.open_engine(name, uncalibrated, "cpu", "int8", 100, lambda: black)
-        answers = np.concatenate([engine(images[k:k + 100]).copy() for k in range(0, 1000, 100)])
-        assert "WRONG" in judge_log_probs(answers, reference, "int8")[1]
-        engine.close()
-
-
 def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):
     form = int8.weights_in_float(graph)
     model = onnx.load_model_from_string(form)
@@ -128,16 +112,6 @@ def test_the_form_for_onnx_runtime_on_x86_answers_the_same(name):
     images = np.random.default_rng(0).integers(0, 256, (20,) + shape).astype(np.float32)
     np.testing.assert_allclose(onnxruntime_answers(form, images),
                                onnxruntime_answers(graph, images), atol=0.1)
-
-
-def test_tensorrt_rtx_builds_every_form(graph, shipped):
-    pytest.importorskip("tensorrt_rtx")
-    from mnist.engines.onnx_export import onnx_bytes
-    from mnist.engines.trt import build_engine, import_tensorrt
-    trt = import_tensorrt()
-    for precision, content in (("int8", graph), ("int8", int8.weights_in_float(graph)),
-                               ("bf16", onnx_bytes(shipped, "bf16"))):
-        assert len(build_engine(trt, content, precision, (1, 64))) > 1000
 
 
 def test_the_int8_file_is_kept_and_made_anew_when_it_must(tmp_path, net, small_mnist, monkeypatch):

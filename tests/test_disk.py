@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from scripts import refused, run, run_here
+from scripts import run, run_here
 
 import mnist.bench.processes  # noqa: F401 - knows the engines before a test replaces them
 from mnist.engines import registry
@@ -114,16 +114,6 @@ def test_read_only_folder(small_mnist, old_weights, forbid):
     assert os.listdir(old_weights) == ["net.pth"]
     after = load_network(old_weights / "net.pth").net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-@pytest.mark.parametrize("program", ["InferenceMNIST.py", "InfMNISTcudaRT.py", "MNISTshowFeat.py"])
-def test_weights_path_is_a_folder(small_mnist, tmp_path, program):
-    save = ["--save", tmp_path] if program == "MNISTshowFeat.py" else []
-    if program == "InfMNISTcudaRT.py":
-        pytest.importorskip("tensorrt_rtx")
-        save = ["--build-only"]
-    _, err = refused(program, "--weights", tmp_path, "--data-dir", small_mnist, *save)
-    assert err == f"error: no weights file {tmp_path}; TrainMNIST.py makes one\n"
 
 
 def test_data_without_permission(small_mnist, tmp_path, forbid):

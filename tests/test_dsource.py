@@ -3,34 +3,23 @@
 import gzip
 import os
 import struct
-import sys
-import time
 
 import fuzz_files
 import numpy as np
 import pytest
+from conftest import idx_bytes
 
 import MNISTdsource
-from mnist.datasets import download, fonts, idx
+from mnist.datasets import download, idx
 from mnist.datasets.drawing import digit_from_drawing
 from mnist.datasets.fonts import generated_digits
 from mnist.datasets.idx import IdxError, read_idx
 from mnist.datasets.image_set import MNIST
-from mnist.errors import DataError, UnavailableError
+from mnist.errors import DataError
+from mnist.models.weights import load_network
 from MNISTdsource import load_images, load_split
 
 FUZZ = int(os.environ.get("FUZZ", 300))  # damaged files
-
-IDX_CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D,
-             "float64": 0x0E}
-
-
-def idx_bytes(array):
-    """An IDX file that holds `array`."""
-    header = bytes([0, 0, IDX_CODES[array.dtype.name], array.ndim])
-    lengths = struct.pack(f">{array.ndim}I", *array.shape)
-    return header + lengths + array.astype(array.dtype.newbyteorder(">")).tobytes()
-
 
 def split_files(split="test", n=20):
     """{name: content} of a small split's two files."""
@@ -59,7 +48,7 @@ def nowhere(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4), (2, 3, 4, 5), (2, 0, 3)], ids=str)
-@pytest.mark.parametrize("dtype", sorted(IDX_CODES))
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "float32", "float64"])
 def test_reads_every_type_and_any_number_of_dimensions(tmp_path, dtype, shape, packed):
     array = np.asarray(np.random.RandomState(0).normal(0, 50, shape)).astype(dtype)
     path = tmp_path / "array"
@@ -68,13 +57,6 @@ def test_reads_every_type_and_any_number_of_dimensions(tmp_path, dtype, shape, p
     assert read.dtype == np.dtype(dtype) and read.dtype.isnative
     assert read.flags.writeable
     np.testing.assert_array_equal(read, array, strict=True)
-
-
-def test_reads_a_gzip_of_several_members(tmp_path):
-    array = np.arange(100, dtype=np.uint8)
-    content = idx_bytes(array)
-    (tmp_path / "array").write_bytes(gzip.compress(content[:30]) + gzip.compress(content[30:]))
-    np.testing.assert_array_equal(read_idx(str(tmp_path / "array")), array)
 
 
 GOOD = idx_bytes(np.arange(100, dtype=np.uint8).reshape(10, 10))
@@ -116,36 +98,12 @@ def test_a_path_that_is_no_file(tmp_path):
 
 
 @pytest.mark.fuzz
-def test_damaged_files_give_only_the_projects_error():
-    fuzzer = fuzz_files.fuzz_idx(FUZZ)
-    assert fuzzer.refused > FUZZ * 2 // 3  # and what was accepted raised nothing
-
-
-@pytest.mark.fuzz
-def test_damaged_weights_give_only_the_projects_error():
-    fuzzer = fuzz_files.fuzz_weights(FUZZ // 5)
-    assert fuzzer.refused > FUZZ // 10
-
-
-def test_the_fuzzer_sees_a_fault(tmp_path):
-    (tmp_path / "damaged").write_bytes(b"damaged")
-
-    def check(read):
-        fuzz_files.Fuzzer(read).check(str(tmp_path / "damaged"))
-
-    def slow(path):
-        start = time.process_time()
-        while time.process_time() < start + 1.1 * fuzz_files.most_seconds():
-            pass
-
-    check(os.path.getsize)
-    with pytest.raises(gzip.BadGzipFile):
-        check(lambda path: gzip.open(path).read())
-    with pytest.raises(AssertionError, match="took .* s"):
-        check(slow)
-    if fuzz_files.LINUX:
-        with pytest.raises(AssertionError, match="took .* MB"):
-            check(lambda path: bytearray(400 << 20))
+@pytest.mark.filterwarnings("ignore")  # torch's own, about odd pickle protocols
+@pytest.mark.parametrize("read, make, number", [
+    (read_idx, fuzz_files.damaged_idx, FUZZ),
+    (load_network, fuzz_files.damaged_weights, FUZZ // 5)])
+def test_damaged_files_give_only_the_projects_error(tmp_path, read, make, number):
+    assert fuzz_files.fuzz(read, make, number, str(tmp_path / "damaged")) > number // 2
 
 
 # --- MNIST's places -------------------------------------------------------------------------------
@@ -227,12 +185,6 @@ def test_a_split_that_is_not_one_is_refused_by_name(tmp_path, name, array, compl
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_no_digits_at_all_are_refused(tmp_path):
-    write_files(tmp_path, split_files(n=0))
-    with pytest.raises(IdxError, match="no labels"):
-        load_split("test", str(tmp_path))
-
-
 def test_without_mnist_generated_digits_stand_in_and_it_is_said(capsys):
     data = load_images(MNIST, "test", limit=30)
     assert data.source == "generated" and data.images.shape == (30, 1, 28, 28)
@@ -266,8 +218,10 @@ def test_the_real_mnist(mnist_dir):
         assert images.flags.writeable
         assert load_images(MNIST, split, data_dir=mnist_dir).source == "MNIST"
         if split == "train":
-            scaled = images / 255.0
-            assert (round(scaled.mean(), 4), round(scaled.std(), 4)) == MNIST.mean + MNIST.std
+            shares, levels = np.bincount(images.ravel()) / images.size, np.arange(256) / 255
+            mean = shares @ levels
+            std = np.sqrt(shares @ (levels - mean) ** 2)
+            assert (round(mean, 4), round(std, 4)) == MNIST.mean + MNIST.std
 
 
 def test_normalised_images_have_each_channel_s_own_mean_and_deviation():
@@ -343,23 +297,6 @@ def test_nothing_drawn_is_lost_over_the_edge():
     assert digit.sum() == pytest.approx(area, rel=0.01)
 
 
-def test_the_average_is_of_the_area_exactly():
-    gray = np.random.RandomState(0).randint(0, 256, (40, 40)).astype(np.uint8)
-    gray[[0, -1]] = gray[:, [0, -1]] = 255  # the box is the whole array: two pixels to one
-    gray[10:15, 10:15] = 255  # a pixel of the digit is white all over: no stroke is too thin
-    digit = drawn(gray)
-    at = [14.5 - (c + 0.5) / 2 for c in centre_of_mass(gray)]
-    low = [int(np.floor(a)) for a in at]
-    part = [a - b for a, b in zip(at, low)]
-    fine = np.repeat(np.repeat(gray, 100, 0), 100, 1)  # 1/200 of a pixel of the digit
-    shift = [int(round(p * 200)) for p in part]
-    padded = np.zeros((21 * 200, 21 * 200), np.float32)
-    padded[shift[0]:shift[0] + 4000, shift[1]:shift[1] + 4000] = fine
-    expected = padded.reshape(21, 200, 21, 200).mean((1, 3))
-    found = digit[low[0]:low[0] + 21, low[1]:low[1] + 21]
-    np.testing.assert_allclose(found, expected, atol=1.5)
-
-
 def strokes_of_width(pen):
     """An open 4, drawn by a pen of this width in pixels."""
     half = pen / 2
@@ -383,23 +320,6 @@ def test_place_size_and_pen_hardly_matter():
     for pen in (2, 4, 8):
         thin = drawn(strokes_of_width(pen))
         assert (thin > 128).sum() >= 30  # a stroke stays bright all along, not only at a crossing
-
-
-def least_time(function, *arguments, calls=20):
-    """The processor time of the quickest of some calls, seconds."""
-    times = []
-    for _ in range(calls):
-        start = time.thread_time()
-        function(*arguments)
-        times.append(time.thread_time() - start)
-    return min(times)
-
-
-def test_a_drawing_is_prepared_while_one_may_draw_on():
-    """It takes no longer than sorting the drawing's pixels three times."""
-    gray = canvas((40, 520, 240, 300), (40, 90, 100, 300))
-    noise = np.random.RandomState(0).random_sample(gray.size)
-    assert least_time(digit_from_drawing, gray) < 3 * least_time(np.sort, noise)
 
 
 # --- Generated digits -----------------------------------------------------------------------------
@@ -430,25 +350,9 @@ def test_generated_digits_are_balanced_reproducible_and_prepared_as_mnist():
 
 def test_a_label_is_what_the_digit_shows():
     """The mean image of each label reads fresh digits of that label far better than chance."""
-    images, labels = generated_digits(3000, seed=1)
+    images, labels = generated_digits(1000, seed=1)
     means = np.stack([images[labels == digit].mean(0) for digit in range(10)]).reshape(10, -1)
-    fresh, fresh_labels = generated_digits(1000, seed=2)
+    fresh, fresh_labels = generated_digits(300, seed=2)
     flat = fresh.reshape(len(fresh), -1).astype(float)
     distances = ((flat ** 2).sum(1)[:, None] - 2 * flat @ means.T + (means ** 2).sum(1))
     assert (distances.argmin(1) == fresh_labels).mean() > 0.7
-
-
-def test_generating_is_quick():
-    """A digit takes no longer than a few drawings on the canvas take to prepare."""
-    drawing = least_time(digit_from_drawing, canvas((40, 520, 240, 300), (40, 90, 100, 300)))
-    generated_digits(1, seed=0)  # the fonts are read once
-    assert least_time(generated_digits, 500, 0, calls=3) / 500 < 4 * drawing
-
-
-def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    fonts.open_fonts.cache_clear()
-    with pytest.raises(UnavailableError, match="pip install matplotlib"):
-        generated_digits(1, seed=0)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scripts import run
 
-from mnist.bench.stopwatch import Stopwatch, take_turns
 from mnist.datasets.fonts import generated_digits
 from mnist.engines.cuda import MEMORIES, TorchMemory
 from mnist.engines.precision import TOLERANCE
@@ -74,18 +73,6 @@ def test_compute_alone_answers_for_what_was_prepared(net, digits, stem):
     np.testing.assert_allclose(engine.device_log_probs.cpu().numpy(),
                                reference_log_probs(Network(net), images[:16]), rtol=0, atol=1e-3)
     engine.close()
-
-
-def test_timing_a_real_engine(net, digits, stem):
-    images, labels = digits
-    engine = cached_engine(net, "cuda", "fp16", 64, stem=stem)
-    stopwatch = Stopwatch(engine, images, network="net", weights="shipped")
-    take_turns([stopwatch])
-    row = stopwatch.row(labels, reference_log_probs(Network(net), images))
-    engine.close()
-    assert row["status"] == "ok"
-    assert 0 < row["compute"]["median_ms"] < 100
-    assert row["end_to_end"]["median_ms"] > 0
 
 
 def test_torch_lives_on_beside_the_engine(net, digits, stem):

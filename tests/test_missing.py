@@ -1,14 +1,16 @@
 """Each library missing in turn, no display, no GPU, no network, no MNIST.
 
-A program does what it still can, or says in one line what to install. (The windows without PyQt5
-and without a display: test_window_programs.py.)
+A program does what it still can, or says in one line what to install. (The windows without a
+display: test_window_programs.py.)
 """
 
 import os
 import re
 
 import pytest
+import torch
 from scripts import copy_programs, refused, run
+from test_model import RunsCode
 
 from mnist.files import ROOT
 
@@ -28,7 +30,7 @@ def no_network(*_, **__):
     raise OSError(101, "Network is unreachable")
 
 sys.meta_path[:] = [Finder()]
-socket.getaddrinfo = socket.socket.connect = no_network
+socket.getaddrinfo = no_network
 """
 OPTIONAL = "PyQt5 matplotlib onnx onnxruntime openvino tensorrt tensorrt_rtx pycuda torchvision"
 DISPLAY = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
@@ -108,6 +110,8 @@ def test_help_needs_nothing(without):
     (["TrainMNIST.py", "--data", "generated"], "matplotlib", "pip install matplotlib"),
     (["TrainMNIST.py"], "", "data doesn't hold MNIST, and it couldn't be downloaded"),
     (["InferenceMNIST.py", "--device", "cuda"], "", "--device cuda: "),
+    (["GraphMNIST.py"], "PyQt5", "pip install PyQt5"),
+    (["MNISTshowFeat.py"], "PyQt5", "sudo apt install python3-pyqt5"),
     (["InfMNISTcudaRT.py"], "tensorrt tensorrt_rtx", "TensorRT can't be imported; pip install"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else value[:20])
 def test_it_says_what_is_missing(without, scripts_alone, program, missing, words):
@@ -119,32 +123,7 @@ def test_it_says_what_is_missing(without, scripts_alone, program, missing, words
     assert left == before
 
 
-# A weights file that would run code
-
-
-class RunsCode:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("program", ["InferenceMNIST.py", "MNISTshowFeat.py"])
-def test_code_in_weights_is_refused(small_mnist, tmp_path, program):
-    import torch
-
-    torch.save({"conv1.weight": RunsCode(tmp_path / "proof")}, tmp_path / "evil.pth")
-    save = ["--save", tmp_path / "pictures"] if program == "MNISTshowFeat.py" else []
-    _, err = refused(program, "--weights", tmp_path / "evil.pth", "--data-dir", small_mnist, *save,
-                     status=1)
-    assert "refused" in err and "--trust-pickle" in err
-    assert not (tmp_path / "proof").exists()
-
-
 def test_code_in_a_resume_file_is_refused(small_mnist, tmp_path):
-    import torch
-
     torch.save({"net": RunsCode(tmp_path / "proof")}, tmp_path / "net.pth.resume")
     _, err = refused("TrainMNIST.py", "--resume", "--output", tmp_path / "net.pth", "--data-dir",
                      small_mnist, status=1)

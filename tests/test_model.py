@@ -74,16 +74,6 @@ def test_weights_come_back_as_saved(net, tmp_path):
     assert os.listdir(tmp_path) == ["net.pth"]
 
 
-def test_file_is_a_plain_state_dict(net, tmp_path):
-    save_weights(net, tmp_path / "net.pth")
-    state = torch.load(tmp_path / "net.pth", weights_only=True)
-    assert list(state) == list(net.state_dict())
-
-
-def test_shipped_weights_are_a_plain_state_dict():
-    assert not load_network().net.training
-
-
 def test_state_dict_of_either_format(net, tmp_path, torch_save):
     assert same_weights(net, load_network(torch_save(net.state_dict(), tmp_path / "net.pth")).net)
 
@@ -162,12 +152,6 @@ def test_no_weights_file(tmp_path):
         load_network(tmp_path)
 
 
-def test_an_onnx_file_in_place_of_weights(tmp_path):
-    (tmp_path / "net-int8.onnx").write_bytes(b"anything")
-    with pytest.raises(UnavailableError, match="give the .pth file.*--precision int8"):
-        load_network(tmp_path / "net-int8.onnx")
-
-
 def test_a_zip_bomb_is_not_expanded(net, tmp_path):
     path = tmp_path / "net.pth"
     save_weights(net, path)
@@ -176,9 +160,7 @@ def test_a_zip_bomb_is_not_expanded(net, tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in records.items():
             archive.writestr(name, bytes(300 << 20) if name.endswith("/data/4") else content)
-    fuzzer = fuzz_files.Fuzzer(load_network)
-    fuzzer.check(str(path))  # fails where it takes more than 200 MB or a second
-    assert fuzzer.refused == 1
+    assert fuzz_files.is_refused(load_network, str(path))  # within 200 MB and a second
     with pytest.raises(MNISTError, match="bytes packed into fewer"):
         load_network(path)
 
@@ -211,7 +193,8 @@ def test_what_is_no_weights_file_is_named_for_what_it_is(tmp_path):
     torch.jit.save(torch.jit.trace(Net(), torch.zeros(1, 1, 28, 28)), str(tmp_path / "net.pt"))
     with pytest.raises(UnavailableError, match="is TorchScript, a program"):
         load_network(str(tmp_path / "net.pt"))
-    for name, words in (("a.npz", "numpy's"), ("a.rt", "a TensorRT engine"), ("a.onnx", "engines")):
+    for name, words in (("a.npz", "numpy's"), ("a.rt", "a TensorRT engine"),
+                        ("a.onnx", "give the .pth file.*--precision int8")):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(UnavailableError, match=words):
             load_network(str(tmp_path / name))

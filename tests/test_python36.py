@@ -62,10 +62,9 @@ def test_newer_call_is_guarded(name):
 def test_a_new_name_is_noticed(tmp_path):
     (tmp_path / "new.py").write_text(
         "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
-        "torch.compile(nn.Linear(1, 2, device=None))\nF.relu(x).nansum()\n")
+        "torch.compile(nn.Linear(1, 2, device=None))\nF.relu(x)\n")
     assert set(nano_calls.uses(tmp_path / "new.py")) == {
-        "torch.compile", "torch.nn.Linear", "torch.nn.Linear(device)", "torch.nn.functional.relu",
-        ".nansum"}
+        "torch.compile", "torch.nn.Linear", "torch.nn.Linear(device)", "torch.nn.functional.relu"}
 
 
 # The real thing
@@ -95,11 +94,8 @@ def test_modules_on_python_3_6(python36):
     names = ", ".join(name[:-3].replace(os.sep, ".") for name in FILES
                       if not name.endswith("__init__.py"))
     assert python36("-c", f"import sys, {names}; print(sys.version_info[:2])") == "(3, 6)\n"
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_on_python_3_6(python36, program):
-    assert program in python36(program, "--help")
+    for program in PROGRAMS:
+        assert program in python36(program, "--help")
 
 
 def test_training_and_timing_on_python_3_6(python36, small_mnist, tmp_path):

@@ -86,8 +86,3 @@ def test_links_lead_somewhere(page):
     folder = os.path.dirname(os.path.join(ROOT, page))
     assert not [link for link in links if "://" not in link
                 and not os.path.exists(os.path.join(folder, link))]
-
-
-def test_readme_is_short():
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        assert len(file.readlines()) <= 120

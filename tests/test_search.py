@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import shlex
 import signal
@@ -61,13 +60,6 @@ def test_the_command_names_the_network_and_the_images():
 
 
 # --- Workers --------------------------------------------------------------------------------------
-
-
-def test_an_sqlite_file_is_the_one_that_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("what?.db", "a%20b.db", "{x} y#z.db"):
-        study.open_storage(name)
-    assert sorted(os.listdir(tmp_path)) == ["a%20b.db", "what?.db", "{x} y#z.db"]
 
 
 def test_the_trial_of_a_killed_worker_is_tried_again(search, tmp_path, mine):

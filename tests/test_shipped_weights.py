@@ -6,6 +6,7 @@ import json
 import os
 
 import numpy as np
+import photos
 import pytest
 import torch
 
@@ -14,9 +15,6 @@ from mnist.datasets.image_set import MNIST
 from mnist.models.weights import SHIPPED, load_network
 from MNISTdsource import load_split
 from MNISTmodel import count_macs, count_parameters
-
-SIZE, MARGIN = 280, 30  # pixels of a drawing: the digit's longer side, and the border
-PEN_WIDTH = 28  # pixels: a tenth of the digit, two of its 20 pixels, as MNIST's strokes are
 
 
 def share_read(images, labels, name="net"):
@@ -28,25 +26,9 @@ def share_read(images, labels, name="net"):
     return float((log_probabilities.argmax(1).numpy() == labels).mean())
 
 
-def enlarge(image, size):
-    """A square image enlarged to `size` pixels, smoothly: bilinear between the pixels' centres."""
-    at = ((np.arange(size) + 0.5) * len(image) / size - 0.5).clip(0, len(image) - 1)
-    weights = (1 - np.abs(at[:, np.newaxis] - np.arange(len(image)))).clip(0).astype(np.float32)
-    return np.rint(weights @ image @ weights.T).astype(np.uint8)
-
-
-def draw(strokes, pen_width=PEN_WIDTH):
-    """Draw one digit's strokes, arrays (points, 2) from 0 to 1000, with a round pen."""
-    from PIL import Image, ImageDraw
-    image = Image.new("L", (SIZE + 2 * MARGIN, SIZE + 2 * MARGIN))
-    pen = ImageDraw.Draw(image)
-    for stroke in strokes:
-        points = [tuple(point) for point in stroke * (SIZE / 1000) + MARGIN]
-        pen.line(points, fill=255, width=pen_width)
-        for x, y in points:
-            radius = pen_width / 2
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    return np.asarray(image)
+def drawn(strokes, pen_width):
+    """The digit of strokes drawn 280 pixels long; a tenth is as wide as MNIST's strokes are."""
+    return digit_from_drawing(np.asarray(photos.pen_ink(strokes, 280, pen_width)))
 
 
 @pytest.mark.mnist
@@ -55,32 +37,18 @@ def test_reads_the_test_digits(mnist_dir, name, share):
     assert share_read(*load_split("test", mnist_dir), name) >= share
 
 
-@pytest.mark.mnist
-@pytest.mark.slow
-def test_reads_the_test_digits_at_any_place_and_size_of_a_canvas(mnist_dir):
-    images, labels = load_split("test", mnist_dir)
-    random = np.random.RandomState(0)
-    prepared = np.empty_like(images)
-    for i, size in enumerate(random.randint(60, 261, len(images))):
-        canvas = np.zeros((280, 280), np.uint8)
-        top, left = random.randint(0, 281 - size, 2)
-        canvas[top:top + size, left:left + size] = enlarge(images[i, 0], size)
-        prepared[i] = digit_from_drawing(canvas)
-    assert abs(share_read(prepared, labels) - share_read(images, labels)) < 0.005
-
-
 @pytest.mark.pen
 @pytest.mark.parametrize("pen_width", [3, 8, 14, 28, 56])
 def test_the_width_of_the_pen_hardly_matters(pen_digits, pen_width):
     some = pen_digits[::10]
-    digits = np.stack([digit_from_drawing(draw(strokes, pen_width)) for strokes, _ in some])
+    digits = np.stack([drawn(strokes, pen_width) for strokes, _ in some])
     assert share_read(digits, np.array([label for _, label in some])) >= 0.965
 
 
 @pytest.mark.pen
 @pytest.mark.slow
 def test_reads_what_people_drew_with_a_pen(pen_digits):
-    digits = np.stack([digit_from_drawing(draw(strokes)) for strokes, _ in pen_digits])
+    digits = np.stack([drawn(strokes, 28) for strokes, _ in pen_digits])
     labels = np.array([label for _, label in pen_digits])
     for name, share in (("net", 0.983), ("small", 0.980)):
         assert share_read(digits, labels, name) >= share, name

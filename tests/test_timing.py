@@ -117,12 +117,6 @@ def test_known_delay_is_measured():
     assert compute["total_s"] == pytest.approx(7 * 0.001)
 
 
-def test_the_first_call_is_the_first():
-    engine = FakeEngine(batch_size=16, first_delay=1)
-    assert engine.calls == []
-    assert stopwatch_of(engine).first["end_to_end"] == pytest.approx(1.001)
-
-
 def test_answers_are_judged_although_the_engine_reuses_its_buffer():
     row = measure(FakeEngine(batch_size=7))
     assert row["status"] == "ok" and row["accuracy"] == 1.0 and row["max_difference"] == 0.0
@@ -257,11 +251,6 @@ def test_a_steady_engine_rests_while_the_others_go_on():
 
 def test_one_pass_is_made_however_little_time_there_is():
     assert measure(FakeEngine(batch_size=1, delay=10), deadline=0)["passes"] == 1
-
-
-def test_repeat_makes_so_many_passes_and_reports_them_all():
-    row = measure(Settling(batch_size=2, delay=0.01), repeat=3, deadline=60)
-    assert row["passes"] == 3
 
 
 # --- Nothing measured is lost ---------------------------------------------------------------------

@@ -15,11 +15,10 @@ from mnist.datasets import targets
 from mnist.datasets.folder import to_shape
 from mnist.datasets.image_set import ImageSet
 from mnist.engines import registry
-from mnist.engines.trt_cache import EngineFile
 from mnist.errors import UnavailableError
 from mnist.models.backbones import Transfer, find_transfer, load_pretrained, transfer_name
 from mnist.models.fold import fold
-from mnist.models.weights import Network, load_network, read_state, save_weights
+from mnist.models.weights import load_network, read_state
 from mnist.training.augment import augment
 from mnist.training.loop import make_generator
 from MNISTdsource import find_image_set
@@ -166,25 +165,6 @@ def test_one_preprocessing_in_training_evaluation_engine_and_server(photos, tmp_
     assert base64.b64decode(prepared["image"]) == image.tobytes()
 
 
-def test_an_engine_of_a_network_trained_anew_is_stale_and_says_so(tmp_path, capsys):
-    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx builds real engines")
-    image_set = FRAMES._replace(task="classification")
-    net = Transfer(image_set.shape, 2, LITE0, 32).eval()
-    network = Network(net, image_set, transfer_name(LITE0, 32), str(tmp_path / "a.pth"))
-    EngineFile(network, "fp32", (1, 1)).build()
-    net.head.bias.data += 1
-    assert EngineFile(network, "fp32", (1, 1)).read() is None
-    assert "weights_sha256" in capsys.readouterr().err
-
-
-def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
-    for name, words in (("NetTransfer.engine", "a TensorRT engine"),
-                        ("NetTransfer.onnx", "what engines make of weights")):
-        (tmp_path / name).write_bytes(b"x")
-        _, err = refused("InferenceMNIST.py", "--weights", tmp_path / name)
-        assert words in err
-
-
 def test_what_lies_across_changes_its_sign_when_a_frame_is_flipped():
     """A clicked pixel p becomes w-1-p, exactly."""
     pixels = torch.tensor([3.0, 20.0, 0.0] * 20)
@@ -281,10 +261,3 @@ def test_a_class_of_one_picture_is_refused(photos, tmp_path):
         os.remove(photos / "light" / f"{name}.png")
     _, err = transfer(tmp_path, "--data", photos, status=2)
     assert "class light has 1 picture" in err
-
-
-def test_a_network_of_values_is_saved_and_loaded(tmp_path):
-    name = transfer_name(LITE0, 32, regression=True)
-    net = find_transfer(name)(FRAMES.shape, 2).eval()
-    save_weights(net, tmp_path / "a.pth", name, FRAMES)
-    assert load_network(str(tmp_path / "a.pth")).image_set == FRAMES

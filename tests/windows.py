@@ -1,10 +1,9 @@
-"""Driving the real windows: Qt without a screen, mouse events, and MNIST's files made small."""
+"""Driving the real windows: Qt without a screen, mouse events."""
 
 import contextlib
 import functools
 import math
 import os
-import struct
 import time
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -115,16 +114,3 @@ def hover(grid, index):
 def ink(canvas):
     """The drawing, uint8 (H, W)."""
     return mnist.gui.canvas.to_array(canvas.picture)
-
-
-def write_idx(path, array):
-    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
-
-
-def small_mnist(folder, images, labels):
-    """A folder with these digits as MNIST's test set."""
-    folder.mkdir()
-    write_idx(folder / "t10k-images-idx3-ubyte", images[:, 0])
-    write_idx(folder / "t10k-labels-idx1-ubyte", labels)
-    return folder

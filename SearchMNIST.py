@@ -57,7 +57,10 @@ def import_library():
     global Plan, Run, as_good_as_the_best, check_outputs, choose_device, default_point, done
     global evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
     global load_images, machine_record, new_network, open_storage, open_study, plot_study
-    global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors, train
+    global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors
+    global torch, train
+    import torch
+
     from mnist.bench.plots import check_outputs
     from mnist.bench.study_plots import plot_study
     from mnist.bench.tables import format_study, setting_text
@@ -136,7 +139,10 @@ class Trainer:
         if arguments.digits and arguments.digits > len(training[1]):
             raise UnavailableError(f"--digits {arguments.digits}: there are only "
                                    f"{len(training[1])} beside those held out")
-        self.training = [array[:arguments.digits] for array in training]
+        if arguments.digits:  # a set's first images may all be of one class
+            chosen = torch.randperm(len(training[1]), generator=torch.Generator().manual_seed(0))
+            training = [tensor[chosen[:arguments.digits]] for tensor in training]
+        self.training = training
 
     def train(self, settings, seed, after_epoch=None):
         """(network, history, whether it diverged); the history ends early where it did."""

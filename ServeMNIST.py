@@ -29,6 +29,7 @@ NETWORKS = ("net", "small")  # served where there are weights of them
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ADDRESS = "MNIST_SERVING"  # the environment variable that tells the processes where they listen
 STOP_SECONDS = 8  # for what is in flight when the server is told to stop
+STARTUP_FAILURE = 3  # uvicorn's exit status
 LONGEST_HEAD = 16 << 10  # bytes of a request's line and headers
 
 
@@ -126,33 +127,40 @@ def main():
     if options.export_triton:
         from mnist.serving.triton_repository import export_repository
         export_repository(options.export_triton, load_models(options))
-        return
-    serve(options)
+        return 0
+    return serve(options)
 
 
 def make_application():
     """The ASGI application of one of the server's processes, by the flags of this program."""
-    from mnist.engines.registry import choose_device, why_not
     from mnist.serving.app import Application
 
     options = read_options()
-    first = "torch" if options.engine == "auto" else options.engine
-    options.device = choose_device(options.device, first, options.precision)
-    reason = options.engine != "auto" and why_not(options.engine, options.device, options.precision)
-    if reason:
-        raise UnavailableError(f"--engine {options.engine}: {reason}")
-    models = load_models(options)
 
     def opened():
         host, port = json.loads(os.environ[ADDRESS])
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
         print(f"serving on http://{host}:{port}", flush=True)
 
-    return Application(options, models, load_test_images(options, models), opened)
+    return Application(options, lambda: load(options), opened)
+
+
+def load(options):
+    """The models and their test images, as `Application` wants them. Raises UnavailableError where
+    the flags ask for what isn't there."""
+    from mnist.engines.registry import choose_device, why_not
+
+    first = "torch" if options.engine == "auto" else options.engine
+    options.device = choose_device(options.device, first, options.precision)
+    reason = options.engine != "auto" and why_not(options.engine, options.device, options.precision)
+    if reason:
+        raise UnavailableError(f"--engine {options.engine}: {reason}")
+    models = load_models(options)
+    return models, load_test_images(options, models)
 
 
 def serve(options):
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C; gives the exit status."""
     import uvicorn
 
     sock = bind(options.host, options.port)
@@ -161,7 +169,7 @@ def serve(options):
              "port can use it")
     os.environ[ADDRESS] = json.dumps(sock.getsockname()[:2])
     settings = dict(
-        http=find_protocol(), ws="none", lifespan="on", log_level="error", access_log=False,
+        http=find_protocol(), ws="none", lifespan="on", log_level="critical", access_log=False,
         server_header=False, proxy_headers=options.access_log,  # nothing else names the client
         limit_concurrency=1000, backlog=1024, timeout_keep_alive=75, workers=options.workers,
         timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=LONGEST_HEAD)
@@ -172,16 +180,22 @@ def serve(options):
         config = uvicorn.Config("ServeMNIST:make_application", factory=True, **settings)
         wants_target = "target" in inspect.signature(Multiprocess).parameters  # before 0.54
         target = {"target": uvicorn.Server(config).run} if wants_target else {}
-        Multiprocess(config, sockets=[sock], **target).run()
+        processes = Multiprocess(config, sockets=[sock], **target)
+        processes.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
+            return 1  # it has said why
     else:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended
         application = make_application()
         server = uvicorn.Server(uvicorn.Config(application, **settings))
-        server.run(sockets=[sock])
-        if application.failure:
-            raise application.failure
+        try:
+            server.run(sockets=[sock])
+        finally:
+            if application.failure:  # uvicorn would exit with its own status
+                raise application.failure
     print("stopped", flush=True)
+    return 0
 
 
 def find_protocol():

@@ -199,8 +199,31 @@ def test_a_folder_of_pictures_is_split_by_class_and_brought_to_a_size(photos):
     train, test = (load_images(image_set, split, str(photos)) for split in ("train", "test"))
     assert np.bincount(train.targets).tolist() == [10] * 3 and len(test.images) == 6
     assert (train.images.mean((2, 3)).argmax(1) == 2 - train.targets).all()
+    assert all(len(part.unique()) == 3 for _, part in hold_out(train, "cpu"))  # all classes
     grey = find_image_set(str(photos), image_size=24, channels=1)
     assert load_images(grey, "test", str(photos)).images.shape == (6, 1, 24, 24)
+
+
+def test_targets_that_were_corrected_are_taken(photos, tmp_path_factory):
+    (photos / "train").mkdir()
+    (photos / "test").mkdir()
+    for colour in ("blue", "green", "red"):
+        os.rename(photos / colour, photos / "train" / colour)
+        (photos / "test" / colour).mkdir()
+    image_set = find_image_set(str(photos))
+    load_images(image_set, "train", str(photos))
+    os.rename(photos / "train" / "red" / "0.jpg", photos / "train" / "blue" / "of red.jpg")
+    train = load_images(image_set, "train", str(photos))
+    assert np.bincount(train.targets).tolist() == [13, 12, 11]
+    frames = tmp_path_factory.mktemp("frames")
+    for number in range(10):
+        Image.fromarray(noise(8, 8, 3, seed=number)).save(frames / f"{number}.png")
+    for sign in (1, -1):
+        (frames / "table.csv").write_text("filename,angle\n" + "".join(
+            f"{number}.png,{sign * number / 20}\n" for number in range(10)))
+        image_set = find_image_set(str(frames))
+        assert load_images(image_set, "train", str(frames)).targets[4, 0] == \
+            pytest.approx(sign * 0.2)
 
 
 def test_what_is_no_picture_is_named_and_left_out(photos, capsys):

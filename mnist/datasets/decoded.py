@@ -14,10 +14,11 @@ def decode_once(folder, name, made_of, decode):
     """(images uint8 (N, C, H, W), targets, groups or None): what `decode()` gave, now or earlier.
 
     name      of the file kept in `folder`: a split and a size
-    made_of   the paths of the files it is made of; where one of them changes it is made anew
+    made_of   the files it is made of, in their order, each a path and its target (None: it has
+              none of its own); where anything of that changes it is made anew
     """
-    facts = sorted((os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns)
-                   for path in made_of)
+    facts = [(os.path.relpath(path, folder), target, os.stat(path).st_size,
+              os.stat(path).st_mtime_ns) for path, target in made_of]
     path = os.path.join(folder, f"decoded-{name}-{digest(repr(facts).encode())[:16]}.npy")
     with contextlib.suppress(OSError, ValueError):
         return read_decoded(path)

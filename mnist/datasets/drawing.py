@@ -33,7 +33,7 @@ def read_picture(source):
     taken. Raises MNISTError where it can't be read, UnavailableError without Pillow.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise UnavailableError("reading pictures needs Pillow: pip install pillow") from error
     inside = isinstance(source, bytes)
@@ -50,7 +50,9 @@ def read_picture(source):
             return np.array(picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "the picture" if inside else source
-        raise MNISTError(f"can't read {name}: {error}") from error
+        what = "it is none of a kind that Pillow knows" \
+            if isinstance(error, UnidentifiedImageError) else error
+        raise MNISTError(f"can't read {name}: {what}") from error
 
 
 def is_drawable(image_set):

@@ -98,7 +98,8 @@ def part_of(paths, split):
 
 
 def read_folder(folder, split, image_set):
-    """images uint8 (N, C, H, W), targets int64 (N,), None, of a split, as the image set says.
+    """images uint8 (N, C, H, W), targets int64 (N,), None, of a split, as the image set says, mixed
+    by a fixed seed: a part of them, held out or by --limit, is to be of all classes.
 
     What isn't a picture is named on stderr and left out. Decoded once, see `decode_once`. Raises
     UnavailableError for a class that the image set doesn't have.
@@ -110,11 +111,12 @@ def read_folder(folder, split, image_set):
                                f"{image_set.name} doesn't ({', '.join(image_set.classes[:10])})")
     where = [(path, image_set.classes.index(name)) for name, paths in sorted(pictures.items())
              for path in paths]
+    where = [where[k] for k in np.random.RandomState(0).permutation(len(where))]
     if not where:
         raise DataError(f"{folder} has no pictures for {split}: {', '.join(PICTURES[:4])}… "
                         "in a folder for each class")
     name = split + "-{}x{}x{}".format(*image_set.shape)
-    images, targets, _ = decode_once(folder, name, [path for path, _ in where],
+    images, targets, _ = decode_once(folder, name, where,
                                      lambda: decode_pictures(where, image_set.shape))
     return images, targets.astype(np.int64), None
 

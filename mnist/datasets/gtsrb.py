@@ -49,8 +49,8 @@ def read_gtsrb(folder, split):
     """
     files = find_files(folder)
     decode = {"train": decode_training, "test": decode_test}[split]
-    return decode_once(folder, f"gtsrb-{split}", {container for container, _ in files.values()},
-                       lambda: decode(folder, files))
+    made_of = sorted({(container, None) for container, _ in files.values()})
+    return decode_once(folder, f"gtsrb-{split}", made_of, lambda: decode(folder, files))
 
 
 def find_files(folder):

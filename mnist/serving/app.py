@@ -7,13 +7,15 @@ is which path means what, and the models behind it.
 import asyncio
 import collections
 import gc
+import sys
+import threading
 import time
 import traceback
 
 import prometheus_client
 
 from mnist.engines.registry import set_threads
-from mnist.errors import MNISTError, warn
+from mnist.errors import MNISTError, describe_error, warn
 from mnist.serving.batching import Batcher, Engines, Metrics, choose_engine, first_engine
 from mnist.serving.page import PageRoutes, first_layer
 from mnist.serving.protocol import MODEL_VERSION, Protocol, RequestError, server_metadata
@@ -62,14 +64,15 @@ class Model:
                 "output": image_set.output_name}
 
 
-async def find_faster(models, options):
-    """Give each model the engine that is the fastest here, looking for it in a thread."""
+async def find_faster(models, options, stop):
+    """Give each model the engine that is the fastest here, looking for it in a thread, until
+    `stop()`."""
     loop = asyncio.get_event_loop()
     for model in models.values():
         try:
             best, engines, report = await loop.run_in_executor(
                 None, choose_engine, model.network, options.device, options.precision,
-                options.max_batch, options.threads or 1)
+                options.max_batch, options.threads or 1, stop)
         except MNISTError as error:
             warn(f"{model.name}: {error}")
             continue
@@ -83,19 +86,19 @@ async def find_faster(models, options):
 class Application:
     """The ASGI application.
 
-    options      what ServeMNIST.py's flags say, see there
-    networks     {name: its `mnist.models.weights.Network`}
-    test_images  {image set's name: (its test images, their targets)}, as far as they are here
-    opened       function that is called once the models are open
+    options  what ServeMNIST.py's flags say, see there
+    load     function that gives {name: its `mnist.models.weights.Network`} and, as far as they are
+             here, {image set's name: (its test images, their targets)}
+    opened   function that is called once the models are open
     """
 
-    def __init__(self, options, networks, test_images, opened):
-        self.options, self.networks = options, networks
-        self.test_images, self.opened = test_images, opened
+    def __init__(self, options, load, opened):
+        self.options, self.load, self.opened = options, load, opened
         self.gate, self.bodies = Gate(options.allow_host), Bodies()
         self.models, self.routes, self.counters = collections.OrderedDict(), {}, {}
         self.failure = None  # what went wrong as the server started
         self.looking = None  # the task that looks for the fastest engine
+        self.ending = threading.Event()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -110,10 +113,13 @@ class Application:
             self.start()
         except Exception as error:
             self.failure = error
+            if self.options.workers > 1:  # the process that could say so is another
+                print("error: " + describe_error(error), file=sys.stderr, flush=True)
             await send({"type": "lifespan.startup.failed"})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        self.ending.set()
         if self.looking:
             self.looking.cancel()
         for model in self.models.values():
@@ -124,19 +130,21 @@ class Application:
         """Open the models; each engine has answered a first image then. With the engine "auto" it
         is the first that can run: the fastest is looked for while the server answers already."""
         options = self.options
+        networks, test_images = self.load()
         set_threads(options.threads or 1)
         self.metrics = Metrics()
         engine = options.engine
         if engine == "auto":
             engine = first_engine(options.device, options.precision)
-        for name, network in self.networks.items():
+        for name, network in networks.items():
             self.models[name] = Model(name, network, engine, options, self.metrics)
             print(f"{name}: {self.models[name].batcher.engines.detail}", flush=True)
-        self.routes = self.make_routes()
+        self.routes = self.make_routes(test_images)
         gc.collect()
         getattr(gc, "freeze", int)()  # Python 3.7: never look through torch for garbage again
         if options.engine == "auto":
-            self.looking = asyncio.ensure_future(find_faster(self.models, options))
+            self.looking = asyncio.ensure_future(find_faster(self.models, options,
+                                                             self.ending.is_set))
         self.opened()
 
     async def serve(self, request, scope, send):
@@ -189,10 +197,10 @@ class Application:
 
     # --- Where a request goes ---------------------------------------------------------------------
 
-    def make_routes(self):
+    def make_routes(self, test_images):
         """{path: {method: function of a request, and for POST of its body}}; all paths there are.
         """
-        routes = PageRoutes(self.models, self.test_images).routes()
+        routes = PageRoutes(self.models, test_images).routes()
         index = [{"name": name, "version": MODEL_VERSION, "state": "READY", "reason": ""}
                  for name in self.models]
 

@@ -86,13 +86,18 @@ class Engines:
 
     seconds  of each one's call, as lately seen
     detail   what runs, as text
+
+    Raises MNISTError where they can't be opened, or where `stop()` says that nobody wants them.
     """
 
-    def __init__(self, name, network, device, precision, max_batch, tuning=True, threads=1):
-        self.image_set = network.image_set
-        self.engines = [open_engine(name, network, device, precision, size, tuning=tuning,
-                                    threads=threads)
-                        for size in batch_sizes(device, max_batch)]
+    def __init__(self, name, network, device, precision, max_batch, tuning=True, threads=1,
+                 stop=bool):
+        self.image_set, self.engines = network.image_set, []
+        for size in batch_sizes(device, max_batch):
+            if stop():
+                raise MNISTError("the server ends")
+            self.engines.append(open_engine(name, network, device, precision, size, tuning=tuning,
+                                            threads=threads))
         self.max_batch = max_batch
         self.detail = f"{name} on {device}, {precision} ({self.engines[-1].detail})"
         self.seconds = [fastest_call(engine) for engine in self.engines]
@@ -185,12 +190,13 @@ def first_engine(device, precision):
     raise UnavailableError(f"no engine can run {precision} on {device} here")
 
 
-def choose_engine(network, device, precision, max_batch, threads=1):
+def choose_engine(network, device, precision, max_batch, threads=1, stop=bool):
     """(name, `Engines`, the trial as text) of the engine that is fastest here for a server.
 
     Each of this machine's is tried for a moment; the fastest is that with the highest geometric
     mean of its rates over all batch sizes, since a server meets small batches and large ones. One
-    whose outputs are wrong isn't taken. Raises UnavailableError where none can run.
+    whose outputs are wrong isn't taken. Raises UnavailableError where none can run. Once `stop()`
+    is true no more engines are opened.
     """
     shape = (max_batch,) + network.image_set.shape
     images = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
@@ -198,7 +204,8 @@ def choose_engine(network, device, precision, max_batch, threads=1):
     best, report = (0, None, None), []
     for name in usable_engines(device, precision):
         try:
-            engines = Engines(name, network, device, precision, max_batch, threads=threads)
+            engines = Engines(name, network, device, precision, max_batch, threads=threads,
+                              stop=stop)
         except MNISTError as error:
             report.append(f"{name} can't be opened ({str(error).splitlines()[0]})")
             continue

@@ -111,7 +111,7 @@ def compare_engines(arguments):
         return publish(record, arguments.json, format_comparison(record, arguments.markdown),
                        interrupted) or int(bool(wrong))
     finally:
-        if arguments.plot:
+        if arguments.plot and any(row["end_to_end"] for row in rows):
             from mnist.bench.plots import save_plot
             save_plot(arguments.plot, [record])
 

@@ -61,6 +61,9 @@ def time_network(arguments):
             "torch", make_request(network, ("torch", device, "fp32"), batch_size, None,
                                   arguments.trust_pickle, threads=arguments.threads),
             network=network.name, weights=network.origin) for batch_size in arguments.batch_size]
+        for stopwatch in stopwatches:
+            engine = stopwatch.engine
+            print(f"batch {engine.batch_size}: {engine.detail}", flush=True)
         interrupted = take_turns(stopwatches, arguments.repeat, deadline)
         rows = [reference.row(stopwatch, data.targets, arguments.repeat)
                 for stopwatch in stopwatches]

@@ -46,8 +46,6 @@ def save_pictures(options):
     from mnist.gui.maps import columns_for, filter_colours, largest, size_of
 
     reader = open_reader(options)
-    image, name = choose_image(options, reader.network.image_set)
-    maps, outputs = reader.look(image)
     try:
         os.makedirs(options.save, exist_ok=True)
     except OSError as error:
@@ -60,6 +58,8 @@ def save_pictures(options):
         save_picture(options.save, "filters.png", f"{first.name} of {reader.network.origin}", [
             (f"{len(filters)} filters, {size_of(first.filters)}", filters,
              columns_for(len(filters)), scale)])
+    image, name = choose_image(options, reader.network.image_set)
+    maps, outputs = reader.look(image)
     for layer, seen in zip(reader.layers, maps):
         columns = columns_for(len(seen.maps), wide=layer.filters is None)
         grids = [(f"{len(seen.maps)} feature maps of {layer.name}, {size_of(seen.maps)}",

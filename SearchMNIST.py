@@ -271,8 +271,11 @@ def wait_for(helpers):
 
 def stop_workers(helpers):
     """Have the other processes end, if they haven't, and say what one of them died of."""
+    deadline = time.monotonic() + 3
     for process in helpers:
-        if process.poll() is None:
+        try:  # a terminal's Ctrl-C has reached it already
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + 10
     for process in helpers:
@@ -307,7 +310,7 @@ def choose(study, plan, trainer):
 
 def report(plan, row, number):
     """Print the line of a trial that is done, the `number`th."""
-    print(f"{number}/{plan.trials}  {describe_settings(plan, row['settings'])}: "
+    print(f"{number}/{max(number, plan.trials)}  {describe_settings(plan, row['settings'])}: "
           + ("stopped early, " if row["pruned"] else "")
           + f"{accuracy_text(row)} of the held-out images, {row['seconds']:.1f} s", flush=True)
 

@@ -40,6 +40,10 @@ from mnist.training.recipe import LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Re
 DEFAULTS = Recipe()
 
 
+class DivergedError(MNISTError):
+    """The training diverged: its weights are worth nothing."""
+
+
 def main():
     arguments = parse_arguments()
     import_library()
@@ -197,8 +201,15 @@ def train_network(arguments, device, rank, world):
     describe_run(run, settings, teacher)
     state_file = arguments.output + ".resume"
     begin(state_file, settings, run, arguments.resume)
-    for line in train_and_save(run, state_file, settings):
-        report_epoch(line, arguments, run)
+    try:
+        for line in train_and_save(run, state_file, settings):
+            report_epoch(line, arguments, run)
+        if rank == 0:
+            check_converged(run, data)
+    except DivergedError:  # there is nothing to go on with
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(state_file)
+        raise
     if rank == 0:
         finish(run, arguments, settings, state_file, data)
 
@@ -231,7 +242,6 @@ def describe_run(run, settings, teacher):
 
 def finish(run, arguments, settings, state_file, data):
     """Write the weights and the record, and say what came out."""
-    check_converged(run, data)
     try:
         save_weights(run.net, arguments.output, settings["network"], run.image_set)
     except MNISTError as error:
@@ -244,7 +254,7 @@ def finish(run, arguments, settings, state_file, data):
 
 
 def check_converged(run, data):
-    """Raise MNISTError where a classifier is no better than guessing, with a loss above it."""
+    """Raise DivergedError where a classifier is no better than guessing, with a loss above it."""
     last, image_set = run.history[-1], run.image_set
     if image_set.task != "classification" or last["loss"] <= math.log(image_set.outputs):
         return
@@ -254,12 +264,13 @@ def check_converged(run, data):
         return
     mean = data.images[:1000].mean() / 255
     wrong_kind = abs(mean - np.mean(image_set.mean)) > 0.3
-    raise MNISTError(
+    raise DivergedError(
         f"the training diverged: loss {last['loss']:.4g} and accuracy {last['accuracy']:.2%}, "
         f"where guessing has {math.log(image_set.outputs):.2f}; nothing was saved.\n"
         + (f"The images' mean is {mean:.2f}, {image_set.name}'s {np.mean(image_set.mean):.2f}: are "
            "they light on dark?" if wrong_kind else
-           f"A smaller --lr than {run.recipe.peak():g}, or more --epochs, may help"))
+           f"A smaller --lr than {run.recipe.peak():g}, a smaller --batch-size or more --epochs "
+           "may help"))
 
 
 def choose_files(arguments, name, image_set):
@@ -310,15 +321,15 @@ def score_text(result, number):
 
 
 def report_epoch(line, arguments, run):
-    """Print the line of an epoch, a dict of `train`'s history. Raises MNISTError where the
-    training has diverged: its weights are worth nothing."""
+    """Print the line of an epoch, a dict of `train`'s history. Raises DivergedError where
+    the training has diverged."""
     images = "held-out" if arguments.validate else "test"
     print(f"epoch {line['epoch']}/{arguments.epochs}  {line['seconds']:6.2f} s  "
           f"training loss {line['train_loss']:.4f}  {images} loss {line['loss']:.4f}  "
           + score_text(line, len(run.watched[1])), flush=True)
     if not math.isfinite(line["train_loss"] + line["loss"]):
-        raise MNISTError(f"the training diverged in epoch {line['epoch']}; nothing was saved.\n"
-                         f"A smaller --lr than {arguments.lr} may help")
+        raise DivergedError(f"the training diverged in epoch {line['epoch']}; nothing was saved.\n"
+                            f"A smaller --lr than {arguments.lr} may help")
 
 
 def report_result(arguments, run, data):

@@ -134,7 +134,7 @@ FLAGS = {
     "limit": dict(type=positive_int, metavar="N", help="use only the first N images"),
     "repeat": dict(type=positive_int, metavar="N",
                    help="make N passes over the images (default: until the times are steady)"),
-    "seconds": dict(type=float, default=30, metavar="S",
+    "seconds": dict(type=AT_LEAST_0, default=30, metavar="S",
                     help="the most to spend until they are steady; one pass is made in any case "
                          "(default: %(default)s)"),
     "memory": dict(choices=("auto", "torch", "pycuda"), default="auto",

@@ -77,9 +77,8 @@ def describe_machine(record):
         quota = f", a quota of {record['cpu_quota']:g}" if record.get("cpu_quota") else ""
         cpus += f" ({record['cpus_usable']} usable{quota})"
     versions = [f"{name} {record[name]}" for name in LIBRARIES if record[name]]
-    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
-    return (f"{record['cpu']}, {cpus}, {threads}, {gpu}, "
-            f"{record['os']}\nPython {record['python']}, {', '.join(versions)}")
+    return (f"{record['cpu']}, {cpus}, {gpu}, {record['os']}\n"
+            f"Python {record['python']}, {', '.join(versions)}")
 
 
 def torch_facts():

@@ -52,9 +52,10 @@ def test_the_first_trial_of_a_search_is_what_training_does_by_default():
 
 
 def test_the_command_names_the_network_and_the_images():
-    for network, words in (("net", "--network net --data gtsrb"), (None, "--data gtsrb")):
+    where = "--data gtsrb --data-dir 'my signs'"
+    for network, words in (("net", "--network net " + where), (None, where)):
         arguments = argparse.Namespace(kind="grid", network=network, data="gtsrb", option=[],
-                                       **dict.fromkeys(plan.SETTINGS))
+                                       data_dir="my signs", **dict.fromkeys(plan.SETTINGS))
         gtsrb = plan.Plan(arguments, find_image_set("gtsrb"))
         assert gtsrb.command({"epochs": 5}) == "python TrainMNIST.py " + words
 
@@ -109,9 +110,8 @@ def test_a_grid_with_a_rate_that_diverges(search, tmp_path, small_mnist, mine):
     assert again.split("\n\n")[1:] == out.split("\n\n")[1:]
     command = shlex.split(out.strip().split("\n")[-1])
     assert command == ["python", "TrainMNIST.py", "--network", mine, "--batch-size", "32",
-                       "--epochs", "1", "--lr", "0.05"]
-    out, _ = run_here(*command[1:], "--data-dir", small_mnist, "--threads", 1,
-                      "--output", tmp_path / "net.pth")
+                       "--epochs", "1", "--lr", "0.05", "--data-dir", str(small_mnist)]
+    out, _ = run_here(*command[1:], "--threads", 1, "--output", tmp_path / "net.pth")
     assert "training on 1000 images" in out
     _, err = search("grid", "--network", mine, "--batch-size", 16, "--lr", 0.05, run=refused)
     assert "another study called grid-Mine: its tried is" in err and "--study" in err

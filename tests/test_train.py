@@ -162,6 +162,7 @@ def test_diverged_training_replaces_nothing(small_mnist, tmp_path):
     _, err = refused("TrainMNIST.py", "--data-dir", small_mnist, "--output", "net.pth", "--lr", 1e4,
                      status=1, cwd=tmp_path)
     assert "the training diverged in epoch 1; nothing was saved" in err and "--lr" in err
+    assert not list(tmp_path.glob("*.resume"))
     assert (tmp_path / "net.pth").read_bytes() == b"weights of old"
     assert os.listdir(tmp_path) == ["net.pth"]
 

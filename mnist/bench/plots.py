@@ -95,8 +95,9 @@ def save_plot(path, records):
                 + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
         machines = [f"{letter}: {machine}" for letter, machine in zip(letters(), machines)]
-    title = textwrap.wrap(drawable(records[0]["settings"]["data"]) + ", end-to-end: from pixels in "
-                          "host memory to the network's outputs there", 80)
+    images = collections.OrderedDict.fromkeys(record["settings"]["data"] for record in records)
+    title = textwrap.wrap(drawable(", ".join(images)) + "; end-to-end: from pixels in host memory "
+                          "to the network's outputs there", 80)
     above = 0.15 + 0.2 * len(title)  # inches: title and legend
     height = above + 0.75 + 0.17 * len(machines) + 0.36 * len(lines)
     figure = new_figure(10, height)
@@ -106,7 +107,8 @@ def save_plot(path, records):
     latency, throughput = figure.subplots(1, 2, sharey=True)
     batch_sizes = sorted({batch_size for _, points in lines for batch_size in points})
     draw_points(latency, throughput, lines, batch_sizes)
-    for panel, title in ((latency, "median latency, ms per batch (line: to p90)"),
+    for panel, title in ((latency, "median latency, ms per batch (line: to p90"
+                          + ("; published: mean)" if published else ")")),
                          (throughput, "throughput, images per second")):
         dress_panel(panel, title, room=0.12 if len(records) == 1 else 0.25)
         panel.axhspan(len(measured) - 0.5, len(lines) - 0.5, color="0.93", zorder=0)

@@ -103,7 +103,7 @@ def format_table(rows, columns):
 def format_markdown(rows, columns):
     """The same table in Markdown."""
     names = names_in(columns)
-    header = [f"{top} {unit}".strip() for top, unit, _ in columns]
+    header = [f"{top} {unit}".strip().replace(" -", "-") for top, unit, _ in columns]
     lines = [header, ["---" if k < names - 1 else "--:" for k in range(len(columns))]]
     for cells, reason in table_cells(rows, columns):
         if reason and len(cells) > names:
@@ -175,7 +175,8 @@ def describe_settings(record):
     data = ("GENERATED digits, not MNIST" if data == "generated" else
             f"test {'digits' if data == 'MNIST' else 'images'} of {data}")
     passes = [row["passes"] for row in record["rows"] if row["end_to_end"]]
-    made = f"; passes made: {min(passes):.3g} to {max(passes):.3g}" if passes else ""
+    made = [f"{number:.3g}" for number in sorted({min(passes), max(passes)})] if passes else []
+    made = "; passes made: " + " to ".join(made) if made else ""
     return textwrap.fill(f"{networks} on {record['rows'][0]['images']:,} {data}{made}",
                          TABLE_WIDTH)
 
@@ -187,7 +188,8 @@ def publish(record, json_path, report=None, interrupted=False):
     Raises KeyboardInterrupt, once all that is done, where the run was `interrupted`.
     """
     print(report or format_report(record), flush=True)
-    if json_path:
+    measured = any(row["end_to_end"] for row in record["rows"])
+    if json_path and (measured or not interrupted):  # never lose a record for nothing
         save_json(json_path, record)
     if interrupted:
         raise KeyboardInterrupt
@@ -284,11 +286,15 @@ def format_records(names, records, markdown=False):
     columns = columns_for(rows, left_out=("loss", "p99", "first"))
     columns.insert(names_in(columns), ("", "", lambda row: row["letter"]))
     columns.append(("ratio", "", lambda row: ratio(row["ratio"])))
-    sources = ["\n".join([f"{letter}: {name}, {record['machine']['utc']}",
-                          describe_settings(record)] + notes(record))
+    between = "\n\n" if markdown else "\n"
+    sources = [between.join([f"{letter}: {name}, {record['machine']['utc']}",
+                             describe_settings(record)] + notes(record))
                for letter, name, record in zip(letters(), names, records)]
     table = format_markdown if markdown else format_table
     parts = [table(rows, columns), RECORDS_LEGEND] + sources
+    if len({record["settings"].get("data_sha256") for record in records}) > 1:
+        parts.insert(0, "warning: not all of these records are of the same images (see below): "
+                        "compare no accuracies")
     if not markdown and all(map(is_of_mnist, records)):
         parts.append(format_published())
     return "\n\n".join(parts)
@@ -300,6 +306,8 @@ def read_record(path):
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
         if record["schema"] == SCHEMA and record["machine"]["utc"] and record["rows"][0]["network"]:
+            if not any(row["end_to_end"] for row in record["rows"]):
+                raise UnavailableError(f"nothing was measured in {path}")
             return record
     except OSError as error:
         raise UnavailableError(f"can't read {path}: {error.strerror}") from error

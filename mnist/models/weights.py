@@ -131,8 +131,10 @@ def default_weights(name, image_set=MNIST):
     for path in (trained_path(name, image_set), shipped_path(name, image_set)):
         if os.path.isfile(path):
             return path
-    raise UnavailableError(f"no weights of {name} for {image_set.name} are shipped; TrainMNIST.py "
-                           f"--data {image_set.name} --network {name} makes some")
+    flag = name if name in NETWORKS else "FILE.py:" + name
+    raise UnavailableError(f"no weights of {name} for {image_set.name} are shipped: --weights FILE "
+                           f"names yours,\nTrainMNIST.py --data {image_set.name} --network {flag} "
+                           "makes some")
 
 
 def describe_path(path):
@@ -261,8 +263,9 @@ def read_pickle(path, trust_pickle):
                 f"{path} is not a plain state dict: it names code to run, as whole pickled modules "
                 "do; refused.\nWhere you trust it, --trust-pickle loads it; to convert it where it "
                 "was made: torch.save(net.state_dict(), FILE)") from error
-        raise MNISTError(f"{path} is not a weights file, or is damaged "
-                         f"({first_line(error)})") from error
+        why = first_line(error)
+        why = "" if why.startswith("Weights only load failed") else f" ({why})"  # any file's
+        raise MNISTError(f"{path} is not a weights file, or is damaged{why}") from error
 
 
 def check_archive(path):

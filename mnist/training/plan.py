@@ -4,6 +4,7 @@ The flags are SearchMNIST.py's; Optuna's samplers choose the points.
 """
 
 import collections
+import shlex
 
 from mnist.cli import dashed
 from mnist.errors import UnavailableError
@@ -103,7 +104,9 @@ class Plan:
                 words += ["--" + dashed(name), f"{value:g}" if name != "optimizer" else value]
         if self.arguments.data != "mnist":
             words += ["--data", self.arguments.data]
-        return " ".join(words)
+        if self.arguments.data_dir:
+            words += ["--data-dir", self.arguments.data_dir]
+        return " ".join(map(shlex.quote, words))
 
 
 def count_points(space):

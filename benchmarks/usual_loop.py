@@ -1,8 +1,9 @@
-"""Compare this project's training and inference with the loop that most tutorials write.
+"""Compare this project's training with the loop that most tutorials write; CompareMNIST.py does it
+for inference.
 
 examples:
-  python benchmarks/usual_loop.py                 training and inference, about three minutes
-  python benchmarks/usual_loop.py --skip-training
+  python benchmarks/usual_loop.py                 about three minutes
+  python benchmarks/usual_loop.py --data cifar10
 
 The usual loop: torchvision's datasets.MNIST with ToTensor and Normalize for every image, a
 DataLoader, the same network, SGD, float32. Both run on the CPU with the same threads, one after the
@@ -29,7 +30,6 @@ BATCH = 128  # as TrainMNIST.py's
 def main():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "threads", data="mnist")
-    parser.add_argument("--skip-training", action="store_true", help="compare inference only")
     arguments = parser.parse_args()
 
     from mnist.engines.registry import set_threads, why_not
@@ -37,9 +37,7 @@ def main():
         raise UnavailableError(why_not("usual-loop"))
     threads = set_threads(arguments.threads)
     print(f"{threads} threads")
-    if not arguments.skip_training:
-        compare_training(arguments, threads)
-    compare_inference(arguments)
+    compare_training(arguments, threads)
 
 
 def compare_training(arguments, threads):
@@ -86,29 +84,6 @@ def our_training(arguments, threads, epochs):
         subprocess.check_call(command + where)
         with open(record) as file:
             return json.load(file)["result"]["seconds"]
-
-
-def compare_inference(arguments):
-    """The test images by the usual loop and by our engines, in turns; medians."""
-    from mnist.engines.registry import open_engine, why_not
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set, load_images
-    network = load_network(image_set=find_image_set(arguments.data))
-    images = load_images(network.image_set, "test", arguments.data, arguments.data_dir).images
-    names = [name for name in ("torch", "onnxruntime", "openvino") if why_not(name) is None]
-    for batch_size in (64, 1):
-        engines = [open_engine(name, network, batch_size=batch_size, threads=arguments.threads)
-                   for name in names + ["usual-loop"]]
-        turns = [[inference(engine, images) for engine in engines] for _ in range(4)]
-        *ours, usual = (sorted(times)[1] for times in zip(*turns[1:]))  # the first one warms up
-        for name, seconds in zip(names, ours):
-            show(f"inference, {name}, batch {batch_size}", seconds, usual)
-
-
-def inference(engine, images):
-    """Seconds for one pass of an engine over the images, end-to-end."""
-    from mnist.bench.stopwatch import end_to_end_calls
-    return sum(seconds for seconds, _ in end_to_end_calls(engine, images))
 
 
 def show(what, ours, usual):

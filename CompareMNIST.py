@@ -133,7 +133,7 @@ def load_networks(arguments):
     from MNISTdsource import find_image_set
     names = arguments.network or [None] * len(arguments.weights or [None])
     paths = arguments.weights or [None] * len(names)
-    image_set = arguments.data and find_image_set(arguments.data)
+    image_set = arguments.data and functools.partial(find_image_set, arguments.data)
     networks = [load_network(path, name, image_set, arguments.trust_pickle)
                 for name, path in zip(names, paths)]
     if len({network.name for network in networks}) < len(networks):  # tell them apart in the table

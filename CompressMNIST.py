@@ -17,6 +17,7 @@ import argparse
 import collections
 import functools
 import gzip
+import math
 import os
 import sys
 import time
@@ -71,13 +72,9 @@ def main():
     check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
 
     from mnist.engines.registry import set_threads
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set
+    from MNISTdsource import network_of_flags
     set_threads(arguments.threads)
-    network = load_network(arguments.weights, arguments.network,
-                           arguments.data and find_image_set(arguments.data),
-                           arguments.trust_pickle)
-    print(f"weights: {network.origin}", file=sys.stderr, flush=True)
+    network = network_of_flags(arguments)
     if network.image_set.task != "classification":
         raise UnavailableError("what is compressed here is a classifier; int8 of other networks "
                                "is timed by CompareMNIST.py --precision int8")
@@ -203,11 +200,13 @@ def make_clustered(workshop, of="original"):
 def fine_tuned(workshop, make, of, amount, epochs):
     """The `Network` that `make`, `prune` or `cluster`, makes of one kind."""
     from mnist.training.loop import to_tensors
-    from mnist.training.recipe import Recipe
+    from mnist.training.recipe import USUAL_BATCH, Recipe, usual_batch
     training = to_tensors(workshop.load("train"), "cpu")
+    batch_size = usual_batch(len(training[1]))
     # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
     augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
-    recipe = Recipe(epochs=epochs, batch_size=128, lr=workshop.arguments.lr, augment=augment)
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, augment=augment,
+                    lr=workshop.arguments.lr * math.sqrt(batch_size / USUAL_BATCH))
     return make(workshop.network(of), amount, recipe, training)
 
 
@@ -293,7 +292,10 @@ def add_times(workshop, rows):
                     network, (kind.name, device, row["precision"]), batch_size,
                     workshop.calibration, arguments.trust_pickle,
                     tuning=not arguments.no_tuning, threads=arguments.threads)
-                stopwatches.append((row, processes.open(row["method"], request)))
+                try:
+                    stopwatches.append((row, processes.open(row["method"], request)))
+                except MNISTError as error:  # the others still have their times
+                    warn(f"{row['method']}, {kind.name}, batch {batch_size}: {error}")
             interrupted = take_turns([stopwatch for _, stopwatch in stopwatches], arguments.repeat)
         for row, stopwatch in stopwatches:
             row["times"].append({"engine": kind.name, "device": device, "batch_size": batch_size,

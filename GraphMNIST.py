@@ -25,9 +25,10 @@ class Reader:
 
         from mnist.engines.registry import choose_device, open_engine, set_threads
         from mnist.machine import usable_cpus
+        from MNISTdsource import network_of_flags
 
         threads = set_threads(max(1, usable_cpus() - 1))  # one is the window's
-        self.network = open_network(options)
+        self.network = network_of_flags(options)
         device = choose_device(options.device, options.engine, options.precision)
         # A drawing comes alone, and an engine of a larger batch would compute all of it.
         self.engine, self.batch_engine = (
@@ -45,17 +46,6 @@ class Reader:
     def read(self, images):
         """uint8 (B, C, H, W) → outputs float32 (B, K)."""
         return self.batch_engine(images).copy()
-
-
-def open_network(options):
-    """The network that the flags ask for."""
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set
-
-    image_set = options.data and find_image_set(options.data)
-    network = load_network(options.weights, options.network, image_set, options.trust_pickle)
-    print(f"weights: {network.origin}", flush=True)
-    return network
 
 
 def make_window(options):

@@ -27,18 +27,14 @@ def main():
 
     from mnist.bench.plots import check_outputs
     from mnist.engines.trt import flavour, import_tensorrt
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set, load_images
+    from MNISTdsource import load_images, network_of_flags
 
     check_outputs(arguments)
     deadline = time.perf_counter() + arguments.seconds
     print(flavour(import_tensorrt()), flush=True)
     if not arguments.build_only:
         check_gpu(arguments)
-    network = load_network(arguments.weights, arguments.network,
-                           arguments.data and find_image_set(arguments.data),
-                           arguments.trust_pickle)
-    print(f"weights: {network.origin}", flush=True)
+    network = network_of_flags(arguments)
     if arguments.build_only:
         return build(arguments, network)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,

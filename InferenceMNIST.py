@@ -40,16 +40,12 @@ def time_network(arguments):
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
     from mnist.bench.tables import publish
     from mnist.engines.registry import choose_device, set_threads
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set, load_images
+    from MNISTdsource import load_images, network_of_flags
 
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
-    network = load_network(arguments.weights, arguments.network,
-                           arguments.data and find_image_set(arguments.data),
-                           arguments.trust_pickle)
-    print(f"weights: {network.origin}", flush=True)
+    network = network_of_flags(arguments)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
     reference = Reference(network, data.images, data.targets)

@@ -151,6 +151,16 @@ def find_image_set(data, image_size=None, channels=3, task="auto"):
     return describe_folder(folder, image_size, channels)
 
 
+def network_of_flags(arguments):
+    """The `Network` that --data, --network, --weights and --trust-pickle ask for; which weights
+    these are is said. Raises as `mnist.models.weights.load_network`."""
+    from mnist.models.weights import load_network  # torch only where a network is wanted
+    image_set = arguments.data and functools.partial(find_image_set, arguments.data)
+    network = load_network(arguments.weights, arguments.network, image_set, arguments.trust_pickle)
+    print(f"weights: {network.origin}", file=sys.stderr, flush=True)
+    return network
+
+
 def describe_idx(folder):
     """The `ImageSet` of IDX files of your own, named as MNIST's are."""
     images, labels = (read_idx(find_file(folder, name) or os.path.join(folder, name))

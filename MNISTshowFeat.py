@@ -24,12 +24,9 @@ def open_reader(options):
     Raises UnavailableError where it has no convolution.
     """
     from mnist.models.features import FeatureReader
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set
+    from MNISTdsource import network_of_flags
 
-    image_set = options.data and find_image_set(options.data)
-    network = load_network(options.weights, options.network, image_set, options.trust_pickle)
-    print(f"weights: {network.origin}", flush=True)
+    network = network_of_flags(options)
     reader = FeatureReader(network)
     if not reader.layers:
         raise UnavailableError(f"{network.name} has no convolution: there are no filters and no "

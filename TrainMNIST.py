@@ -35,9 +35,10 @@ from mnist.cli import (
 )
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable, digest, save_json
-from mnist.training.recipe import LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe
+from mnist.training.recipe import LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe, usual_batch
 
 DEFAULTS = Recipe()
+FEW_STEPS = 100  # after so few a network may not have learned anything yet
 
 
 class DivergedError(MNISTError):
@@ -57,10 +58,11 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global begin, check_plot, choose_device, count_macs, count_parameters, default_network
-    global evaluate, find_image_set, find_network, has_bfloat16, hold_out, known_answers
-    global load_images, load_network, machine_record, new_network, np, plot_training, save_weights
-    global set_threads, to_tensors, torch, train_and_save, trained_path, weights_digest
+    global batches_of, begin, check_plot, choose_device, count_macs, count_parameters
+    global default_network, evaluate, find_image_set, find_network, has_bfloat16, hold_out
+    global known_answers, load_images, load_network, machine_record, new_network, np
+    global plot_training, save_weights, set_threads, to_tensors, torch, train_and_save
+    global trained_path, weights_digest
     global Normalised, Run, Transfer
     import numpy as np
     import torch
@@ -81,6 +83,7 @@ def import_library():
     )
     from mnist.training.loop import (
         Run,
+        batches_of,
         evaluate,
         has_bfloat16,
         hold_out,
@@ -98,11 +101,7 @@ def parse_arguments():
     add_what_is_trained(parser)
     add_recipe(parser)
     add_flags_of_files(parser)
-    arguments = parser.parse_args()
-    if arguments.lr is None:
-        arguments.lr = Recipe(batch_size=arguments.batch_size,
-                              optimizer=arguments.optimizer).peak()
-    return arguments
+    return parser.parse_args()
 
 
 def add_what_is_trained(parser):
@@ -121,9 +120,9 @@ def add_what_is_trained(parser):
 def add_recipe(parser):
     parser.add_argument("--epochs", type=positive_int, default=DEFAULTS.epochs, metavar="N",
                         help="passes over the training images (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive_int, default=DEFAULTS.batch_size,
-                        metavar="N",
-                        help="images a step, over all processes (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N",
+                        help=f"images a step, over all processes (default: {USUAL_BATCH}; of fewer "
+                             f"than {32 * USUAL_BATCH} training images a 32nd part)")
     parser.add_argument("--lr", type=ABOVE_0, metavar="X", help="peak learning rate "
                         "(default: {sgd} for sgd, {adamw} for adamw in batches of {batch}, at "
                         "other sizes as the root of the size)".format(
@@ -186,13 +185,13 @@ def train_network(arguments, device, rank, world):
     name, make = find_network(arguments.network or default_network(image_set))
     choose_files(arguments, name, image_set)
     set_threads(arguments.threads)
-    if arguments.batch_size < world:
-        raise UnavailableError(f"--batch-size {arguments.batch_size} is too small for "
+    data = load_images(image_set, "train", arguments.data, arguments.data_dir)
+    recipe = make_recipe(arguments, device, len(data.targets))
+    if recipe.batch_size < world:
+        raise UnavailableError(f"--batch-size {recipe.batch_size} is too small for "
                                f"{world} processes")
-    recipe = make_recipe(arguments, device)
     net = new_network(name, make, image_set, recipe, device)
     teacher = find_teacher(arguments.teacher, image_set)
-    data = load_images(image_set, "train", arguments.data, arguments.data_dir)
     training, watched = choose_images(data, image_set, arguments, device)
     run = Run(net, image_set, recipe, training, watched, teacher and teacher.net, rank, world)
     settings = dict(recipe._asdict(), precision="bf16" if run.bfloat16 else "fp32", network=name,
@@ -262,11 +261,17 @@ def check_converged(run, data):
     same = int(torch.bincount(run.watched[1]).max())  # right where always the same class is named
     if last["right"] > (1.5 if last["loss"] > 5 * math.log(image_set.outputs) else 1) * same:
         return
+    steps = run.recipe.epochs * len(batches_of(len(run.training[1]), run.recipe.batch_size))
+    if steps < FEW_STEPS and last["loss"] < 2 * math.log(image_set.outputs):
+        warn(f"no better than guessing after {steps} step{'' if steps == 1 else 's'}: more "
+             "--epochs or a smaller --batch-size may help")
+        return
     mean = data.images[:1000].mean() / 255
     wrong_kind = abs(mean - np.mean(image_set.mean)) > 0.3
     raise DivergedError(
-        f"the training diverged: loss {last['loss']:.4g} and accuracy {last['accuracy']:.2%}, "
-        f"where guessing has {math.log(image_set.outputs):.2f}; nothing was saved.\n"
+        f"the network has learned nothing: loss {last['loss']:.4g} and accuracy "
+        f"{last['accuracy']:.2%}, where guessing has {math.log(image_set.outputs):.2f}; nothing "
+        "was saved.\n"
         + (f"The images' mean is {mean:.2f}, {image_set.name}'s {np.mean(image_set.mean):.2f}: are "
            "they light on dark?" if wrong_kind else
            f"A smaller --lr than {run.recipe.peak():g}, a smaller --batch-size or more --epochs "
@@ -287,9 +292,12 @@ def choose_files(arguments, name, image_set):
         check_plot("--plot", arguments.plot)
 
 
-def make_recipe(arguments, device):
-    """The `Recipe` of the flags."""
+def make_recipe(arguments, device, images):
+    """The `Recipe` of the flags, for so many training images."""
     recipe = Recipe(**{field: getattr(arguments, field) for field in Recipe._fields})
+    if recipe.batch_size is None:
+        recipe = recipe._replace(batch_size=usual_batch(images))
+    recipe = recipe._replace(lr=recipe.peak())
     if recipe.precision == "bf16" and not has_bfloat16(device):
         warn(f"--precision bf16: this {device} has no bfloat16 arithmetic; it will be slow")
     return recipe
@@ -329,7 +337,7 @@ def report_epoch(line, arguments, run):
           + score_text(line, len(run.watched[1])), flush=True)
     if not math.isfinite(line["train_loss"] + line["loss"]):
         raise DivergedError(f"the training diverged in epoch {line['epoch']}; nothing was saved.\n"
-                            f"A smaller --lr than {arguments.lr} may help")
+                            f"A smaller --lr than {run.recipe.lr:g} may help")
 
 
 def report_result(arguments, run, data):

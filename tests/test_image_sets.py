@@ -204,6 +204,20 @@ def test_a_folder_of_pictures_is_split_by_class_and_brought_to_a_size(photos):
     assert load_images(grey, "test", str(photos)).images.shape == (6, 1, 24, 24)
 
 
+def test_photos_teach_a_network_of_ones_own(photos, tmp_path_factory):
+    weights = tmp_path_factory.mktemp("weights") / "own.pth"
+    own = os.path.join(ROOT, "tests", "own_networks.py:ViewsOfColours")
+    out, err = run("TrainMNIST.py", "--data", photos, "--network", own, "--image-size", 24,
+                   "--epochs", 1, "--batch-size", 29, "--output", weights)  # one is left over
+    assert "training on 30 images" in out
+    (photos / "Testing").mkdir()  # pictures that came later, without any to train on
+    for colour in ("blue", "green", "red"):
+        os.rename(photos / colour, photos / "Testing" / colour)
+    out, err = run("InferenceMNIST.py", "--data", photos, "--network", own, "--weights", weights,
+                   "--repeat", 1)
+    assert "on 36 test images" in out and "32×32" not in err
+
+
 def test_targets_that_were_corrected_are_taken(photos, tmp_path_factory):
     (photos / "train").mkdir()
     (photos / "test").mkdir()
@@ -251,7 +265,7 @@ def test_what_is_no_picture_is_named_and_left_out(photos, capsys):
     (lambda photos: [os.remove(photos / "red" / name) for name in
                      sorted(os.listdir(photos / "red"))[1:]], "class red has 0 pictures|has 1"),
     (lambda photos: [os.rename(photos / name, photos.parent / name) for name in ("red", "green")],
-     "has 1 class"),
+     "only the class blue"),
 ])
 def test_a_folder_that_can_teach_nothing_is_refused(photos, make, words):
     make(photos)

@@ -53,7 +53,8 @@ def test_the_first_trial_of_a_search_is_what_training_does_by_default():
 
 def test_the_command_names_the_network_and_the_images():
     where = "--data gtsrb --data-dir 'my signs'"
-    for network, words in (("net", "--network net " + where), (None, where)):
+    for network, words in (("net", "--network net --batch-size 128 " + where),
+                           (None, "--batch-size 128 " + where)):
         arguments = argparse.Namespace(kind="grid", network=network, data="gtsrb", option=[],
                                        data_dir="my signs", **dict.fromkeys(plan.SETTINGS))
         gtsrb = plan.Plan(arguments, find_image_set("gtsrb"))

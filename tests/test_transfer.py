@@ -180,6 +180,19 @@ def test_what_lies_across_changes_its_sign_when_a_frame_is_flipped():
 # --- Values ---------------------------------------------------------------------------------------
 
 
+def test_splits_of_a_table_by_any_spelling(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "table.csv"
+    table.write_text("image,angle,split\n0.png,0,Train\n1.png,1,test \n2.png,0,valid\n3.png,1,\n")
+    frames = targets.find_frames(str(tmp_path))[1]
+    for split, names in (("train", ["0.png", "3.png"]), ("test", ["1.png"])):
+        assert [frame.path[-5:] for frame in targets.frames_of_split(frames, split)] == names
+    table.write_text("image,angle,split\n0.png,0,someday\n")
+    with pytest.raises(UnavailableError, match="line 2: the split someday"):
+        targets.find_frames(str(tmp_path))
+
+
 def test_values_from_names_csv_and_catalogs(tmp_path):
     uuid = "40ab7cec-9630-11f1-bdbe-02178c8ee66d"
     for folder, name in (("jetbot", f"xy_050_010_{uuid}.jpg"), ("jetracer", f"100_020_{uuid}.jpg"),

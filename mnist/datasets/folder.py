@@ -10,10 +10,13 @@ from mnist.datasets.drawing import read_picture
 from mnist.datasets.image_set import ImageSet
 from mnist.errors import DataError, MNISTError, UnavailableError, warn
 
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# Pillow may lack what reads the last three: they are named then, and left out.
+PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic",
+            ".heif", ".avif")
 IMAGE_SIZE = 32  # pixels a side where nothing else is said
 TEST_SHARE = 0.2  # of each class, where the folder has no test/ or val/
-SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+SPLIT_FOLDERS = {"train": ("train", "training"),
+                 "test": ("test", "testing", "val", "valid", "validation")}
 
 
 def describe_folder(folder, image_size=None, channels=3):
@@ -32,8 +35,9 @@ def describe_folder(folder, image_size=None, channels=3):
             raise UnavailableError(f"{folder}: class {name} has {len(paths)} picture"
                                    f"{'' if paths else 's'} to train on; it takes 2 at least")
     if len(classes) < 2:
-        raise UnavailableError(f"{folder} has {len(classes)} class{'' if classes else 'es'} of "
-                               f"pictures ({', '.join(classes)}); it takes 2 at least")
+        found = f"only the class {classes[0]}" if classes else "no classes of pictures"
+        raise UnavailableError(f"{folder} has {found}: put the pictures into a folder for each "
+                               "class, two at least, or these into train/ and test/")
     name = os.path.basename(os.path.abspath(folder))
     image_set = ImageSet(name, (channels, height, width), classes, (0.0,) * channels,
                          (1.0,) * channels, augment="pictures")
@@ -49,8 +53,8 @@ def describe_folder(folder, image_size=None, channels=3):
 def split_folders(folder):
     """{"train", "test": the name of the folder with that split's pictures, or None}."""
     top = sorted(os.listdir(folder))
-    return {key: next((name for name in spellings if name in top), None)
-            for key, spellings in SPLIT_FOLDERS.items()}
+    return {key: next((name for spelling in spellings for name in top if name.lower() == spelling),
+                      None) for key, spellings in SPLIT_FOLDERS.items()}
 
 
 def with_statistics(image_set, images):

@@ -20,6 +20,7 @@ from mnist.datasets.drawing import read_picture
 from mnist.datasets.folder import (
     IMAGE_SIZE,
     PICTURES,
+    SPLIT_FOLDERS,
     TEST_SHARE,
     find_pictures,
     to_shape,
@@ -38,7 +39,7 @@ class Frame(NamedTuple):
 
     path: str
     values: Tuple[float, ...]
-    split: Optional[str] = None  # "train" or "test" where the data says so
+    split: Optional[str] = None  # "train", "test" or "val" where the data says so
     time: float = 0.0  # what to order by, where there is an order
     clicked: bool = False  # whether the values are pixels of the picture
 
@@ -56,6 +57,9 @@ def find_frames(folder):
         names, frames = frames_of_catalogs(catalogs)
     else:
         names, frames = frames_of_names(folder)
+        classes = find_pictures(folder, "train").values()
+        if len(frames) < sum(map(len, classes)) / 2:  # names that look so by chance
+            return None
     return (tuple(names), frames) if names and frames else None
 
 
@@ -102,8 +106,10 @@ def read_frames(folder, split, image_set):
 
 def frames_of_split(frames, split):
     """The frames of "train" or "test"."""
-    if any(frame.split for frame in frames):
-        return [frame for frame in frames if (frame.split or "train") == split]
+    splits = {frame.split for frame in frames}
+    if splits != {None}:
+        wanted = "val" if split == "test" and "test" not in splits else split
+        return [frame for frame in frames if (frame.split or "train") == wanted]
     number = max(1, round(TEST_SHARE * len(frames)))
     if len({frame.time for frame in frames}) > 1:
         frames = sorted(frames, key=lambda frame: frame.time)
@@ -125,7 +131,8 @@ def decode_frames(frames, shape):
         height, width = picture.shape[:2]
         targets.append(clicked(frame.values, width, height) if frame.clicked else frame.values)
     if not targets:
-        raise MNISTError(f"none of {len(frames)} pictures can be read")
+        raise MNISTError(f"none of {len(frames)} pictures can be read" if frames else
+                         "there are no pictures for it")
     targets = np.array(targets, np.float32)
     if not (np.abs(targets) <= 1).all():  # a NaN is none either
         raise UnavailableError(f"values go from -1 to 1, not from {targets.min():g} to "
@@ -149,14 +156,19 @@ def frames_of_csv(path):
         except (TypeError, ValueError):
             raise UnavailableError(f"{path}, line {number + 2}: not a number for each of "
                                    f"{', '.join(names)}") from None
+        word = (row.get("split") or "").strip().lower()
+        if word and word not in SPLITS:
+            raise UnavailableError(f"{path}, line {number + 2}: the split {word}; there are "
+                                   f"{', '.join(SPLITS)}")
         time = next((float(row[key]) for key in NO_VALUES[1:] if row.get(key)), number)
         frames.append(Frame(find_picture(folder, row[picture]), values,
-                            SPLITS.get(row.get("split")), time))
+                            SPLITS.get(word), time))
     return names, frames
 
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "val": "test",
-          "validation": "test"}
+# How a table may spell its splits. Rows for validation are for testing where no others are.
+SPLITS = dict({spelling: "val" for spelling in SPLIT_FOLDERS["test"]}, train="train",
+              training="train", test="test", testing="test")
 
 
 def frames_of_catalogs(paths):

@@ -143,13 +143,15 @@ def tidied(model, image_set):
     """The onnx.ModelProto itself without imported operator sets that no node uses, which older
     runtimes refuse, without notes of shapes, and with its image set in its metadata."""
     import onnx
+
+    from mnist.engines.onnx_export import properties
     used = {node.domain for node in model.graph.node}
     for opset in [opset for opset in model.opset_import if opset.domain not in used]:
         model.opset_import.remove(opset)
     del model.graph.value_info[:]
     if hasattr(model.graph, "metadata_props"):  # since onnx 1.16
         del model.graph.metadata_props[:]
-    onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
+    onnx.helper.set_model_props(model, properties(image_set))
     return model
 
 

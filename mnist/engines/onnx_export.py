@@ -80,8 +80,17 @@ def with_image_set(graph, image_set):
     except ImportError:
         return graph
     model = onnx.load_model_from_string(graph)
-    onnx.helper.set_model_props(model, {"image_set": image_set.to_json()})
+    onnx.helper.set_model_props(model, properties(image_set))
     return model.SerializeToString()
+
+
+def properties(image_set):
+    """What an ONNX file says of itself in its `metadata_props`: {name: text}."""
+    channels, height, width = image_set.shape
+    return {"image_set": image_set.to_json(),
+            "input": f"image: float32 (batch, {channels}, {height}, {width}), "
+                     f"{'RGB' if channels == 3 else 'grey levels'}, 0 to 255; the graph normalises "
+                     "with the image set's mean and std, so nobody else must"}
 
 
 def check_onnx(graph, network, precision):

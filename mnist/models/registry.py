@@ -50,7 +50,10 @@ def for_any_shape(make):
         parameters = inspect.signature(make).parameters
     except ValueError:  # it doesn't say
         parameters = ()
-    if "shape" in parameters and "outputs" in parameters:
+    needed = [parameter for parameter in dict(parameters).values()
+              if parameter.default is parameter.empty and parameter.kind in (
+                  parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    if len(needed) == 2 or "shape" in parameters and "outputs" in parameters:
         return make
     return lambda shape, outputs: make()
 

@@ -64,7 +64,8 @@ def load_network(weights=None, network=None, image_set=None, trust_pickle=False)
     weights: the path of its weights; None: what you trained (see `trained_path`) where that exists,
         else what is shipped.
     network: a built-in NAME or FILE.py:CLASS; None: the one that the weights are of.
-    image_set: whose weights to look for, and what to take those for that don't say; None: MNIST.
+    image_set: whose weights to look for, and what to take those for that don't say: an `ImageSet`,
+        or a function that gives it, called where it is needed; None: MNIST.
     trust_pickle: also load a whole pickled module, which can run any code while it loads.
 
     Raises UnavailableError where there is no such network or file, MNISTError where the file isn't
@@ -72,16 +73,21 @@ def load_network(weights=None, network=None, image_set=None, trust_pickle=False)
     """
     name, make = find_network(network) if network else (None, None)
     path = (os.path.expanduser(weights) if weights
-            else default_weights(name, image_set or MNIST))
+            else default_weights(name, called(image_set)))
     state = read_state(path, trust_pickle)
     facts = facts_of(state, path)
-    image_set = facts.get("image_set") or image_set or MNIST
+    image_set = facts.get("image_set") or called(image_set)
     if make is None:
         name, make = network_of(state, facts.get("network"), image_set, path)
     net = make_network(name, make, image_set)
     check_state(state, net.state_dict(), path)
     net.load_state_dict(state)
     return Network(net.float().eval(), image_set, name, path, describe_path(path), network)
+
+
+def called(image_set):
+    """The `ImageSet` of `load_network`'s argument."""
+    return MNIST if image_set is None else image_set() if callable(image_set) else image_set
 
 
 def network_of(state, name, image_set, path):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mnist.errors import MNISTError, UnavailableError
+from mnist.models.backbones import Transfer
 from mnist.training.loop import Run, train
 
 # Pruning climbs to its sparsity over this part of the fine-tuning; the rest heals what it did.
@@ -89,6 +90,8 @@ def cluster(network, clusters, recipe, training):
     Source: Han, Mao and Dally, "Deep Compression", 2016. Raises as `share_values`.
     """
     net = share_values(network.net, clusters)
+    if isinstance(net, Transfer):
+        net.keeps_norms = True  # batch norm's averages are of more images than these
     return fine_tune(network, net, Sharer(net), recipe, training)
 
 

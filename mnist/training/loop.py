@@ -117,7 +117,7 @@ def train(run):
     normalise = run.image_set.normalise
     prepare_device(device)
     net = distribute(run.net, device) if world > 1 else run.net
-    steps = math.ceil(len(run.training[1]) / recipe.batch_size)
+    batches = batches_of(len(run.training[1]), recipe.batch_size)
     for epoch in range(len(run.history), recipe.epochs):
         started = time.perf_counter()
         order = torch.randperm(len(run.training[1]),
@@ -128,9 +128,8 @@ def train(run):
         torch.manual_seed(generator.initial_seed())
         train_loss = torch.zeros((), device=device)
         net.train()
-        for step in range(steps):
-            set_learning_rate(run, (epoch + (step + 1) / steps) / recipe.epochs)
-            batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+        for step, batch in enumerate(batches):
+            set_learning_rate(run, (epoch + (step + 1) / len(batches)) / recipe.epochs)
             x, y = normalise(images[batch][rank::world]), targets[batch][rank::world]
             changed = round(recipe.augment * len(x))  # the first ones: the order is random
             if changed:
@@ -146,7 +145,7 @@ def train(run):
                 run.after_step()
             train_loss += loss.detach() * len(y)
             if step % 50 == 0 and rank == 0:
-                show_progress(step / steps, f"epoch {epoch + 1}/{recipe.epochs}")
+                show_progress(step / len(batches), f"epoch {epoch + 1}/{recipe.epochs}")
         show_progress(None)
         if rank == 0:
             result = evaluate(run.net, run.image_set, run.watched) if run.watched else {}
@@ -156,9 +155,17 @@ def train(run):
             yield run.history[-1]
 
 
+def batches_of(number, size):
+    """The batches of so many images, as slices; a single one left over joins the last: batch norm
+    can't learn from one."""
+    starts = list(range(0, number, size))
+    if len(starts) > 1 and number % size == 1:
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, starts[1:] + [number])]
+
+
 def outputs_of(run, net, x):
     """(outputs, the teacher's or None), float32 (B, K), of normalised images (B, C, H, W)."""
-    x = x.contiguous(memory_format=torch.channels_last)
     with arithmetic(run.bfloat16, x.device):
         outputs = net(x).float()
         if run.teacher is None:

@@ -100,7 +100,7 @@ class Plan:
                 value, default = float(f"{recipe.peak():.3g}"), float(f"{usual.peak():.3g}")
             else:
                 default = getattr(Recipe(), name)
-            if value != default:
+            if value != default or name == "batch_size":  # TrainMNIST.py's hangs on the images
                 words += ["--" + dashed(name), f"{value:g}" if name != "optimizer" else value]
         if self.arguments.data != "mnist":
             words += ["--data", self.arguments.data]

@@ -20,6 +20,12 @@ TEACHER_SHARE = 0.9
 HELD_OUT = 6  # one in so many training images is kept to choose by, with --validate
 
 
+def usual_batch(images):
+    """The batch size for so many training images: 128, or less where that would make less than 32
+    steps an epoch, but 8 at least."""
+    return min(USUAL_BATCH, max(8, images // 32))
+
+
 class Recipe(NamedTuple):
     """What a training does, apart from the network and the images."""
 

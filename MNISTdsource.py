@@ -157,7 +157,7 @@ def network_of_flags(arguments):
     from mnist.models.weights import load_network  # torch only where a network is wanted
     image_set = arguments.data and functools.partial(find_image_set, arguments.data)
     network = load_network(arguments.weights, arguments.network, image_set, arguments.trust_pickle)
-    print(f"weights: {network.origin}", file=sys.stderr, flush=True)
+    print(f"weights: {network.origin}", flush=True)
     return network
 
 

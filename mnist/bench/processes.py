@@ -185,8 +185,9 @@ def torch_context():
     """Of processes that are forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as that one inherits it: Ctrl-C is
-    forkserver.ensure_running()  # the program's to handle
+    # That one inherits what becomes of Ctrl-C, which is the program's to handle.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
     signal.signal(signal.SIGINT, handler)
     return context
 
@@ -254,8 +255,10 @@ def end_with_program():
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         alive = forkserver._forkserver._forkserver_alive_fd
-        if alive is not None:  # forked: the parent is the fork server, which ends with the last
-            os.close(alive)  # process that holds this: so that is the program
+        if alive is not None:
+            # Forked: the parent is the fork server, which ends with the last process that holds
+            # this. So that is the program.
+            os.close(alive)
 
 
 def as_ours(error):

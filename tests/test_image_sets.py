@@ -169,6 +169,12 @@ def test_a_track_is_never_parted(signs):
     assert held_out[1].bincount().tolist() == [3] * 43
 
 
+def test_what_is_held_out_of_images_sorted_by_class_is_of_all():
+    targets = np.arange(600) // 60
+    _, held_out = hold_out(Images(noise(600, 1, 8, 8), targets, None, "", ""), "cpu")
+    assert len(held_out[1]) == 100 and set(held_out[1].tolist()) == set(range(10))
+
+
 def test_a_damaged_ppm_is_refused_by_name():
     content = ppm(noise(32, 32, 3))
     with pytest.raises(MNISTError, match="x.ppm is damaged: 3071 bytes of pixels, not 32 × 32"):

@@ -122,7 +122,7 @@ def add_recipe(parser):
                         help="passes over the training images (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N",
                         help=f"images a step, over all processes (default: {USUAL_BATCH}; of fewer "
-                             f"than {32 * USUAL_BATCH} training images a 32nd part)")
+                             f"than {64 * USUAL_BATCH} training images a 64th part)")
     parser.add_argument("--lr", type=ABOVE_0, metavar="X", help="peak learning rate "
                         "(default: {sgd} for sgd, {adamw} for adamw in batches of {batch}, at "
                         "other sizes as the root of the size)".format(

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-STYLES = ("grey noise", "gradient", "shadow edge", "pencil", "ruled paper",
+STYLES = ("grey noise", "gradient", "shadow edge", "vignette", "pencil", "ruled paper",
           "sheet on a table", "form's box", "specks", "JPEG quality 30", "light on dark")
 
 
@@ -89,6 +89,8 @@ def light(style, x, y, generator):
         edge = 1 / (1 + np.exp(-np.clip((along - generator.uniform(-0.5, 0.5)) / softness,
                                         -50, 50)))
         return 1 - generator.uniform(0.25, 0.6) * edge
+    if style == "vignette":
+        return 1 - generator.uniform(0.2, 0.38) * (x ** 2 + y ** 2)
     return 1 - generator.uniform(0, 0.12) * (along + 1.42) / 2.84
 
 

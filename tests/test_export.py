@@ -42,6 +42,8 @@ def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
         assert (tensor.name, tensor.type.tensor_type.elem_type) == (name, float32)
         assert [axis.dim_param or axis.dim_value
                 for axis in tensor.type.tensor_type.shape.dim] == shape
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert "(batch, 1, 28, 28), grey levels, 0 to 255" in said["input"]
     held = {weight.data_type for weight in model.graph.initializer}
     assert held == {float32 if precision == "fp32" else onnx.TensorProto.FLOAT16}
     casts = [node.op_type for node in model.graph.node].count("Cast")

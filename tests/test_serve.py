@@ -26,6 +26,7 @@ from serving import (
 )
 
 from mnist.datasets.image_set import MNIST
+from mnist.errors import MNISTError
 
 INFER = "/v2/models/net/infer"
 ZERO = np.zeros((1, 28, 28), np.uint8)
@@ -372,6 +373,13 @@ def test_a_port_that_is_taken(server):
 
 
 # Batches, without a server
+
+
+def test_no_engine_is_opened_for_a_server_that_ends():
+    from mnist.models.weights import load_network
+    from mnist.serving.batching import choose_engine
+    with pytest.raises(MNISTError, match="the server ends"):
+        choose_engine(load_network(), "cpu", "fp32", 8, stop=lambda: True)
 
 
 def test_a_batch_goes_to_the_engine_that_is_quickest_for_it(monkeypatch):

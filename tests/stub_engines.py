@@ -28,6 +28,17 @@ class Wrong(pytorch.TorchEngine):
         return np.roll(super().__call__(images), 1, axis=1)
 
 
+def tuned(*openings):
+    """Opens an engine that says it has chosen, each time, among (threads, ms) like these."""
+    remaining = list(openings)
+
+    def open_tuned(network, device, precision, batch_size, **_):
+        engine = pytorch.TorchEngine(network, device, precision, batch_size)
+        engine.tuning = [{"threads": threads, "ms": ms} for threads, ms in remaining.pop(0)]
+        return engine
+    return open_tuned
+
+
 def fails(*_, **__):
     raise RuntimeError("out of memory")
 
@@ -37,7 +48,10 @@ def opens(engine):
         network, device, precision, batch_size)
 
 
+SLOW_PHASE = (1, 2.0), (2, 3.0)  # when two threads took longer
 OPENERS = {"breaks": opens(Breaks), "wrong": opens(Wrong), "fails": fails,
+           "errs": tuned(SLOW_PHASE, ((2, 1.0), (1, 2.0))),
+           "insists": tuned(SLOW_PHASE, ((2, 1.95), (1, 2.0))),
            "segv": lambda *_, **__: os.kill(os.getpid(), signal.SIGSEGV),
            "exits": lambda *_, **__: os._exit(3),
            "hangs": lambda *_, **__: time.sleep(600), "missing": None}

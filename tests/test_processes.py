@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import stub_engines
 from scripts import LINUX, ROOT
 
 from mnist.bench.processes import Processes, make_request
@@ -55,6 +56,21 @@ def test_a_row_is_measured_asleep_but_for_its_turns(network, digits, name):
         with open(f"/proc/{process.pid}/maps") as file:
             assert ("libtorch" in file.read()) == (name == "torch")
     assert not process.is_alive()
+
+
+@pytest.mark.parametrize("name, threads", [("errs", 2), ("insists", 1)])
+def test_settings_chosen_in_a_slow_moment_are_chosen_again(network, digits, name, threads):
+    registry.ENGINES.update(stub_engines.kinds(name))
+    try:
+        request = make_request(network, (name, "cpu", "fp32"), 16, stub_engines.Stowaway(name))
+    finally:
+        del registry.ENGINES[name]
+    with Processes(digits) as processes:
+        stopwatch = processes.open("key", request)
+        take_turns([stopwatch], repeat=1)
+        row = stopwatch.row(np.zeros(len(digits), np.int64),
+                            registry.reference_log_probs(network, digits))
+    assert row["status"] == "ok" and row["passes"] == 1 and row["tuning"][0]["threads"] == threads
 
 
 PARENT = """

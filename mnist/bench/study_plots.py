@@ -118,7 +118,7 @@ def draw_settings(figure, rows, varied):
     panels = [figure.add_subplot(lines, 3, k + 1) for k in range(len(varied))]
     for panel, name in zip(panels, varied):
         values = [row["settings"][name] for row in rows]
-        if any(isinstance(value, (str, bool)) for value in values) or name == "batch_size":
+        if any(isinstance(value, str) for value in values) or name == "batch_size":
             choices = sorted(set(values))
             panel.set_xticks(range(len(choices)))
             panel.set_xticklabels([setting_text(choice) for choice in choices])

@@ -103,15 +103,22 @@ def format_table(rows, columns):
 def format_markdown(rows, columns):
     """The same table in Markdown."""
     names = names_in(columns)
-    header = [f"{top} {unit}".strip().replace(" -", "-") for top, unit, _ in columns]
-    lines = [header, ["---" if k < names - 1 else "--:" for k in range(len(columns))]]
+    lines = [[f"{top} {unit}".strip().replace(" -", "-") for top, unit, _ in columns]]
     for cells, reason in table_cells(rows, columns):
         if reason and len(cells) > names:
             cells[0] += f" ({reason})"
         elif reason:
             cells += [reason] + [""] * (len(columns) - names - 1)
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines, range(names - 1))
+
+
+def as_markdown(lines, left=(0,)):
+    """Lines of cells, the first the header, as a table in Markdown; `left`: the columns that aren't
+    numbers."""
+    header = lines[0]
+    rule = ["---" if k in left else "--:" for k in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule] + lines[1:])
 
 
 def table_cells(rows, columns):
@@ -340,8 +347,6 @@ def merge_rows(records):
 
 def setting_text(value):
     """A setting's value for people."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -361,8 +366,7 @@ def format_study(record, markdown=False, most=None):
                f"stopped after epoch {row['epochs']}" if row["pruned"] else
                "not told apart from the best" if place > 1 and row["as_good_as_the_best"] else ""])
     if markdown:
-        lines.insert(1, ["--:"] * (len(lines[0]) - 1) + ["---"])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return as_markdown(lines, left=[len(lines[0]) - 1])
     notes = [line.pop() for line in lines]
     return "\n".join((text + "  " + note).rstrip()
                      for text, note in zip(align(lines, 0, "  ", padded=True), notes))

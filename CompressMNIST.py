@@ -13,7 +13,6 @@ int8 in the other programs finds the int8 file that lies beside the weights. Fin
 training images alone; the test images are read once for each row.
 """
 
-import argparse
 import collections
 import functools
 import gzip
@@ -26,6 +25,7 @@ from mnist.cli import (
     ABOVE_0,
     add_flags,
     make_parser,
+    number_between,
     positive_int,
     run_program,
     show_progress,
@@ -101,10 +101,12 @@ def parse_arguments():
     parser.add_argument("--method", nargs="+", choices=choices, metavar="NAME",
                         help=f"what to make: {' '.join(choices)} (default: all; small "
                              "ones for MNIST only)")
-    parser.add_argument("--sparsity", type=share, default=0.9, metavar="S",
+    parser.add_argument("--sparsity", default=0.9, metavar="S",
+                        type=number_between(sys.float_info.min, 1, "between 0 and 1"),
                         help="the share of the weights that pruning sets to zero "
                              "(default: %(default)s)")
-    parser.add_argument("--clusters", type=clusters, default=16, metavar="N",
+    parser.add_argument("--clusters", default=16, metavar="N",
+                        type=number_between(2, 257, "2 to 256", int),
                         help="values that the weights of a layer share (default: %(default)s)")
     parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
                         help="passes over the training images for fine-tuning what was pruned, "
@@ -118,22 +120,6 @@ def parse_arguments():
                              "(default: %(default)s)")
     add_flags(parser, "threads", "no-tuning", "json", "plot")
     return parser.parse_args()
-
-
-def share(text):
-    """argparse type: a number between 0 and 1, neither of them."""
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not be {text}")
-    return number
-
-
-def clusters(text):
-    """argparse type: a number of clusters."""
-    number = int(text)
-    if not 2 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"must be 2 to 256, not {text}")
-    return number
 
 
 # --- Making ---------------------------------------------------------------------------------------

@@ -22,15 +22,18 @@ KNOWN = 8  # images
 
 def known_answers(net, image_set, images):
     """What a record keeps: {"images": base64 of the first of uint8 (N, C, H, W), "outputs": what
-    the network puts out for them, computed in float64}."""
+    the network puts out for them, computed in float64, "weights_sha256": of the network}."""
     import torch
+
+    from mnist.models.weights import weights_digest
     images = np.ascontiguousarray(images[:KNOWN])
     mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (image_set.mean, image_set.std))
     x = torch.from_numpy((images / 255.0 - mean) / std)
     with torch.no_grad():
         outputs = copy.deepcopy(net).cpu().double().eval()(x)
     return {"images": base64.b64encode(images.tobytes()).decode(),
-            "outputs": [[float(f"{value:.9g}") for value in row] for row in outputs.tolist()]}
+            "outputs": [[float(f"{value:.9g}") for value in row] for row in outputs.tolist()],
+            "weights_sha256": weights_digest(net)}
 
 
 def read_known(network):

@@ -26,7 +26,7 @@ from mnist.cli import (
 )
 from mnist.errors import UnavailableError
 from mnist.files import ROOT, save_json
-from mnist.machine import machine_record
+from mnist.machine import machine_record, ram_gib
 
 HEAD_RATE, HEAD_EPOCHS = 3e-3, 40  # AdamW, on the features
 SCRATCH_RATE = 2e-3  # for a network that knows nothing yet
@@ -215,7 +215,7 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
 
 def default_part():
     """What is trained where nothing is said: on a small machine the head alone."""
-    memory = machine_record()["ram_gib"]
+    memory = ram_gib()
     if memory and memory < SMALL_MEMORY:
         print(f"this machine has {memory} GiB of memory: the head alone is trained (--train all "
               "tries more)")

@@ -4,6 +4,7 @@ The flags are SearchMNIST.py's; Optuna's samplers choose the points.
 """
 
 import collections
+import itertools
 import shlex
 
 from mnist.cli import dashed
@@ -49,7 +50,8 @@ class Plan:
             self.add_variants()
         for option in arguments.option:
             self.space[option.replace("-", "_")] = list(OPTIONS[option.replace("-", "_")])
-        self.trials = arguments.trials if self.kind == "tune" else count_points(self.space)
+        self.trials = arguments.trials if self.kind == "tune" else len(
+            list(itertools.product(*self.space.values())))
         # What a training has that the study doesn't vary isn't said again in every row.
         self.varied = [name for name, choices in self.space.items() if len(choices) > 1]
 
@@ -107,14 +109,6 @@ class Plan:
         if self.arguments.data_dir:
             words += ["--data-dir", self.arguments.data_dir]
         return " ".join(map(shlex.quote, words))
-
-
-def count_points(space):
-    """How many combinations of choices there are."""
-    points = 1
-    for choices in space.values():
-        points *= len(choices)
-    return points
 
 
 def suggest(trial, space):

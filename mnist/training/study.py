@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import statistics
 import warnings
 
 from mnist.errors import MNISTError, UnavailableError, package_missing
@@ -135,10 +136,7 @@ def storage_failures(where):
 
 def mean_and_deviation(values):
     """The mean, and the standard deviation between seeds; None for a single one."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def error_of_a_mean(rows, held_out):
@@ -153,7 +151,7 @@ def error_of_a_mean(rows, held_out):
     if not spread:
         return math.sqrt(best * (1 - best) / held_out)
     near = [row for row in spread if 1 - row["mean"] <= 2 * (1 - best)] or spread
-    variance = sum(row["deviation"] ** 2 for row in near) / len(near)
+    variance = statistics.mean(row["deviation"] ** 2 for row in near)
     return math.sqrt(variance / len(near[0]["accuracies"]))
 
 

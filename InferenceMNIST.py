@@ -16,7 +16,6 @@ import os
 import time
 
 from mnist.cli import add_flags, make_parser, run_program
-from mnist.errors import warn
 
 
 def main():
@@ -48,9 +47,7 @@ def time_network(arguments):
     network = network_of_flags(arguments)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
-    reference = Reference(network, data.images, data.targets)
-    if reference.problem:
-        warn(reference.problem)
+    reference = Reference(network, data)
     others = OtherPrograms()
     with Processes(data.images) as processes:
         stopwatches = [processes.open(
@@ -61,14 +58,13 @@ def time_network(arguments):
             engine = stopwatch.engine
             print(f"batch {engine.batch_size}: {engine.detail}", flush=True)
         interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-        rows = [reference.row(stopwatch, data.targets, arguments.repeat)
-                for stopwatch in stopwatches]
+        rows = [reference.row(stopwatch, arguments.repeat) for stopwatch in stopwatches]
         used_by_others = others.share(processes.cpu_seconds())
     settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     try:
         return publish(make_record(settings, rows, used_by_others), arguments.json,
-                       interrupted=interrupted) or int(bool(reference.problem))
+                       interrupted=interrupted) or int(reference.wrong)
     finally:
         if arguments.mistakes:
             save_mistakes(arguments.mistakes, stopwatches[0], data.images, data.targets, network)

@@ -97,21 +97,15 @@ def compare_engines(arguments):
     references = {network: Reference(network, data) for network in networks}
     calibration = functools.partial(MNISTdsource.calibration_images, image_set, arguments.data,
                                     arguments.data_dir)
-
-    def row_of(entry, network):
-        return entry if isinstance(entry, dict) else references[network].row(entry,
-                                                                             arguments.repeat)
-
     others = stopwatches.OtherPrograms()
     with Processes(data.images) as processes:
         groups = open_in_groups(processes, wanted, networks, calibration, arguments)
-        timed, interrupted = time_groups(groups, row_of, arguments, started)
-        rows = [row for group in timed for row in group]
+        rows, timed, interrupted = time_groups(groups, references, arguments, started)
         used_by_others = others.share(processes.cpu_seconds())
     tables.add_speed_ups(rows)
     settings = {"image_set": image_set.name, "data": data.source, "data_sha256": data.digest,
                 "threads": threads, "repeat": arguments.repeat, "seconds": arguments.seconds,
-                "groups": len(timed)}
+                "groups": timed}
     record = stopwatches.make_record(settings, rows, used_by_others)
     wrong = any(reference.wrong for reference in references.values())
     try:
@@ -177,9 +171,9 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
     Yields ([(stopwatch, or the row of an engine that isn't available; its network)], the part of
     all engines that is done with this group). A group ends as the next one is asked for.
     """
-    group, done = [], 0
+    group = []
     entries = list(itertools.product(wanted, networks, arguments.batch_size))
-    for combination, network, batch_size in entries:
+    for done, (combination, network, batch_size) in enumerate(entries):
         key = process_of(combination, network, batch_size)
         if not engines.why_not(*combination) and not processes.has_room(key, combination[1]):
             print("memory holds no more engines at once: those that are open are timed first",
@@ -189,7 +183,6 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
             group = []
         group.append((start(processes, key, network, combination, batch_size, calibration,
                             arguments), network))
-        done += 1
     yield group, 1
 
 
@@ -203,22 +196,24 @@ def process_of(combination, network, batch_size):
     return combination, network.path, batch_size
 
 
-def time_groups(groups, row_of, arguments, started):
-    """(the rows of each group, whether Ctrl-C ended it). `started`: when --seconds began."""
-    timed = []
+def time_groups(groups, references, arguments, started):
+    """(all rows, of how many groups, whether Ctrl-C ended it). `started`: when --seconds began."""
+    rows, timed, interrupted = [], 0, False
     try:
-        for group, done in groups:
+        for timed, (group, done) in enumerate(groups, 1):
             opened = [entry for entry, _ in group if not isinstance(entry, dict)]
             interrupted = stopwatches.take_turns(opened, arguments.repeat,
                                                  started + done * arguments.seconds)
-            timed.append([row_of(*pair) for pair in group])
+            rows += [entry if isinstance(entry, dict)
+                     else references[network].row(entry, arguments.repeat)
+                     for entry, network in group]
             if interrupted:
-                return timed, True
+                break
     except KeyboardInterrupt:  # while more were opened
-        if not timed:
+        if not rows:
             raise
-        return timed, True
-    return timed, False
+        interrupted = True
+    return rows, timed, interrupted
 
 
 def start(processes, key, network, combination, batch_size, calibration, arguments):

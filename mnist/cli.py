@@ -68,12 +68,6 @@ def make_printable(name):
     setattr(sys, f"__{name}__", stream)
 
 
-def keep_stdout_for_json(path):
-    """Where the record goes to stdout (`--json -`), send all other prints to stderr."""
-    if path == "-":
-        sys.stdout = sys.stderr
-
-
 def number_between(low, high, words, kind=float):
     """argparse type: a number x with low <= x < high, which `words` describe ("at least 0")."""
     def number(text):

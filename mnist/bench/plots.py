@@ -7,6 +7,7 @@ Needs matplotlib, but no display.
 import collections
 import itertools
 import os
+import sys
 import textwrap
 
 from mnist.bench.tables import (
@@ -20,7 +21,7 @@ from mnist.bench.tables import (
     ratio,
     row_name,
 )
-from mnist.cli import keep_stdout_for_json
+from mnist.datasets.image_set import as_picture
 from mnist.errors import UnavailableError
 from mnist.files import check_writable, write_atomically
 from mnist.machine import describe_machine
@@ -29,7 +30,8 @@ from mnist.machine import describe_machine
 def check_outputs(arguments):
     """Find out before the work, not after it, that a file of --output, --json, --plot or --mistakes
     can't be written; with `--json -` all other prints go to stderr. Raises UnavailableError."""
-    keep_stdout_for_json(arguments.json)
+    if arguments.json == "-":
+        sys.stdout = sys.stderr
     for name in ("output", "json"):
         check_writable("--" + name, getattr(arguments, name, None))
     for name in ("plot", "mistakes"):
@@ -231,10 +233,7 @@ def draw_mistakes(images, targets, log_probs, network):
 
 def show_image(panel, image):
     """An image, uint8 (C, H, W): grey levels as ink on paper, or colours."""
-    if len(image) == 1:
-        panel.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
-    else:
-        panel.imshow(image.transpose(1, 2, 0))
+    panel.imshow(as_picture(image), cmap="gray_r", vmin=0, vmax=255)
 
 
 def draw_confusion(panel, targets, predictions, classes):

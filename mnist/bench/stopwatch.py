@@ -219,9 +219,6 @@ class Turn:
         """`full`: how many of the calls had a full batch, the first ones."""
         self.seconds, self.full = seconds, full
 
-    def total(self, clock):
-        return sum(self.seconds[clock])
-
     def latencies(self, clock):
         """The seconds of the full batches."""
         return self.seconds[clock][:self.full]
@@ -271,7 +268,7 @@ def statistics(first, turns, clock, images):
     first: seconds of the first call; turns: the `Turn`s of whole passes; images: how many a pass
     covers. Latencies in ms per batch, of the full batches.
     """
-    totals = sorted(sum(turn.total(clock) for turn in turns[start:start + TURNS])
+    totals = sorted(sum(sum(turn.seconds[clock]) for turn in turns[start:start + TURNS])
                     for start in range(0, len(turns), TURNS))
     total = totals[len(totals) // 2]
     latencies = [seconds for turn in turns for seconds in turn.latencies(clock)]

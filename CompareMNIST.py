@@ -200,13 +200,14 @@ def time_groups(groups, references, arguments, started):
     """(all rows, of how many groups, whether Ctrl-C ended it). `started`: when --seconds began."""
     rows, timed, interrupted = [], 0, False
     try:
-        for timed, (group, done) in enumerate(groups, 1):
+        for group, done in groups:
             opened = [entry for entry, _ in group if not isinstance(entry, dict)]
             interrupted = stopwatches.take_turns(opened, arguments.repeat,
                                                  started + done * arguments.seconds)
             rows += [entry if isinstance(entry, dict)
                      else references[network].row(entry, arguments.repeat)
                      for entry, network in group]
+            timed += 1
             if interrupted:
                 break
     except KeyboardInterrupt:  # while more were opened

@@ -248,13 +248,16 @@ def draw_confusion(panel, targets, predictions, classes):
         panel.text(prediction, label, matrix[label, prediction], ha="center", va="center",
                    fontsize=min(8, 80 / number), color="0.55" if label == prediction else
                    "white" if 2 * mistakes[label, prediction] > mistakes.max() else "black")
-    panel.set_xticks(range(number))
-    panel.set_xticklabels(classes, rotation=0 if max(map(len, classes)) == 1 else 90)
-    panel.set_yticks(range(number))
-    panel.set_yticklabels(classes)
-    panel.set_xlabel("read as")
-    panel.set_ylabel("class")
+    label_cells(panel, classes, classes, "class", "read as",
+                rotation=0 if max(map(len, classes)) == 1 else 90)
     panel.tick_params(labelsize=min(9, 180 / number))
+
+
+def label_cells(panel, down, across, ylabel, xlabel, **how):
+    """Names beside the rows and, drawn so, below the columns of a picture that is a table."""
+    panel.set(xticks=range(len(across)), yticks=range(len(down)), xlabel=xlabel, ylabel=ylabel)
+    panel.set_xticklabels(across, **how)
+    panel.set_yticklabels(down)
     panel.tick_params(length=0)
 
 

@@ -19,21 +19,10 @@ from mnist.cli import add_flags, make_parser, run_program
 
 
 def main():
-    parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
-              "batch-size", "threads", "limit", "repeat", "seconds", "json")
-    parser.add_argument("--mistakes", type=os.path.expanduser, metavar="FILE",
-                        help="draw the confusion matrix and the misread images, each with its "
-                             "number, class, prediction and probability (.png, .svg, .pdf)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
+    import numpy as np
 
-    from mnist.bench.plots import check_outputs
-    check_outputs(arguments)
-    return time_network(arguments)
-
-
-def time_network(arguments):
-    """Time each batch size, all in one process beside this; gives the exit status."""
+    from mnist.bench import plots
     from mnist.bench.processes import Processes, make_request
     from mnist.bench.reference import Reference
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
@@ -41,6 +30,7 @@ def time_network(arguments):
     from mnist.engines.registry import choose_device, set_threads
     from MNISTdsource import load_images, network_of_flags
 
+    plots.check_outputs(arguments)
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
@@ -49,7 +39,7 @@ def time_network(arguments):
                        arguments.limit)
     reference = Reference(network, data)
     others = OtherPrograms()
-    with Processes(data.images) as processes:
+    with Processes(data.images) as processes:  # all batch sizes share one
         stopwatches = [processes.open(
             "torch", make_request(network, ("torch", device, "fp32"), batch_size, None,
                                   arguments.trust_pickle, threads=arguments.threads),
@@ -66,18 +56,20 @@ def time_network(arguments):
         return publish(make_record(settings, rows, used_by_others), arguments.json,
                        interrupted=interrupted) or int(reference.wrong)
     finally:
-        if arguments.mistakes:
-            save_mistakes(arguments.mistakes, stopwatches[0], data.images, data.targets, network)
+        log_probs = stopwatches[0].log_probs
+        if arguments.mistakes and sum(map(len, log_probs)) == len(data.images):
+            plots.plot_mistakes(arguments.mistakes, data.images, data.targets,
+                                np.concatenate(log_probs), network)
 
 
-def save_mistakes(path, stopwatch, images, targets, network):
-    """Draw what one engine misread, if it got through all the images."""
-    import numpy as np
-
-    from mnist.bench.plots import plot_mistakes
-    log_probs = np.concatenate(stopwatch.log_probs) if stopwatch.log_probs else []
-    if len(log_probs) == len(images):
-        plot_mistakes(path, images, targets, log_probs, network)
+def parse_arguments():
+    parser = make_parser(__doc__)
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
+              "batch-size", "threads", "limit", "repeat", "seconds", "json")
+    parser.add_argument("--mistakes", type=os.path.expanduser, metavar="FILE",
+                        help="draw the confusion matrix and the misread images, each with its "
+                             "number, class, prediction and probability (.png, .svg, .pdf)")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

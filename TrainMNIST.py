@@ -148,15 +148,13 @@ def process_group(device):
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
-    import torch
-    import torch.distributed as dist
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
     finally:
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 def train_network(arguments, device, rank, world):

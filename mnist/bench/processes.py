@@ -228,10 +228,7 @@ def cpu_seconds(pid):
 def describe_exit(status):
     """How a process ended: "SIGSEGV", "ended with status 3"."""
     if status is not None and status < 0:
-        try:
-            return signal.Signals(-status).name
-        except ValueError:
-            return f"signal {-status}"
+        return signal.Signals(-status).name
     return f"ended with status {status}"
 
 

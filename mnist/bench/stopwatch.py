@@ -10,6 +10,7 @@ A latency is per batch, a throughput per image, a total for all the images of on
 import gc
 import os
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,12 +213,11 @@ class Stopwatch:
         return row
 
 
-class Turn:
-    """The seconds of each call of one turn, by clock."""
+class Turn(NamedTuple):
+    """What one turn took."""
 
-    def __init__(self, seconds, full):
-        """`full`: how many of the calls had a full batch, the first ones."""
-        self.seconds, self.full = seconds, full
+    seconds: Any  # of each call, by clock
+    full: int  # how many of the calls had a full batch, the first ones
 
     def latencies(self, clock):
         """The seconds of the full batches."""

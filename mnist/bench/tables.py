@@ -346,7 +346,9 @@ def merge_rows(records):
 
 
 def setting_text(value):
-    """A setting's value for people."""
+    """A setting's value for people; older records have booleans."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

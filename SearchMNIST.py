@@ -35,7 +35,7 @@ from mnist.cli import (
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, save_json
 from mnist.machine import machine_record
-from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
+from mnist.training.recipe import LEARNING_RATES, OPTIONS
 
 KINDS = "ablate", "grid", "lr", "tune"  # of studies
 
@@ -130,45 +130,36 @@ class Trainer:
             training = [tensor[chosen[:arguments.digits]] for tensor in training]
         self.training = training
 
-    def train(self, settings, seed, after_epoch=None):
-        """(network, history, whether it diverged); the history ends early where it did."""
+    def train(self, settings, seed):
+        """Yield after each epoch the `Run`, and whether it diverged, which ends it."""
         network, recipe = self.plan.recipe(settings, seed)
         name, make = find_network(network)
         net = loop.new_network(name, make, self.image_set, recipe, self.device)
         run = loop.Run(net, self.image_set, recipe, self.training, self.held_out)
         for line in loop.train(run):
-            if not math.isfinite(line["train_loss"] + line["loss"]):
-                return run.net, run.history, True
-            if after_epoch:
-                after_epoch(run.history)
-        return run.net, run.history, False
+            diverged = not math.isfinite(line["train_loss"] + line["loss"])
+            yield run, diverged
+            if diverged:
+                return
 
     def objective(self, trial):
         """The mean held-out accuracy over the seeds of a trial's settings; 0 where one diverged."""
         settings = plans.suggest(trial, self.plan.space)
         accuracies, seconds, any_diverged = [], 0.0, False
-
-        def note(history, diverged=False):
-            """Keep what is known so far, so that a training that is stopped early has a row."""
-            facts = {"settings": settings, "accuracies": accuracies + [history[-1]["accuracy"]],
-                     "seconds": seconds + sum(line["seconds"] for line in history),
-                     "epochs": len(history), "diverged": diverged}
-            for name, value in facts.items():
-                trial.set_user_attr(name, value)
-
-        def after_epoch(history):
-            note(history)
-            if self.plan.kind == "tune" and not accuracies:
-                trial.report(history[-1]["accuracy"], len(history))
-                if len(history) < settings.get("epochs", Recipe().epochs) and trial.should_prune():
-                    raise studies.import_optuna().TrialPruned()
-
         for seed in range(self.plan.arguments.seeds):
-            _, history, diverged = self.train(settings, seed, after_epoch)
-            any_diverged = any_diverged or diverged
-            note(history, any_diverged)
-            accuracies.append(history[-1]["accuracy"])
-            seconds += sum(line["seconds"] for line in history)
+            for run, diverged in self.train(settings, seed):
+                history, any_diverged = run.history, any_diverged or diverged
+                # Kept after each epoch, so that a training that is stopped early has a row.
+                facts = {"settings": settings, "accuracies": accuracies + [history[-1]["accuracy"]],
+                         "seconds": seconds + sum(line["seconds"] for line in history),
+                         "epochs": len(history), "diverged": any_diverged}
+                for name, value in facts.items():
+                    trial.set_user_attr(name, value)
+                if self.plan.kind == "tune" and not accuracies and not diverged:
+                    trial.report(history[-1]["accuracy"], len(history))
+                    if len(history) < run.recipe.epochs and trial.should_prune():
+                        raise studies.import_optuna().TrialPruned()
+            accuracies, seconds = facts["accuracies"], facts["seconds"]
         return 0.0 if any_diverged else sum(accuracies) / len(accuracies)
 
 
@@ -203,8 +194,7 @@ def search(arguments):
         return 0
     print(f"study {study.study_name} in {arguments.storage}: {plan.trials} trials, "
           f"{len(studies.done(study))} done; {len(trainer.training[1])} images to train on, "
-          f"{len(trainer.held_out[1])} "
-          "held out", flush=True)
+          f"{len(trainer.held_out[1])} held out", flush=True)
     helpers = start_workers(arguments)
     status = 0
     told = {trial.number for trial in studies.done(study)}
@@ -273,14 +263,13 @@ def choose(study, plan, trainer):
     chosen = study.user_attrs.get("choice")
     if best["diverged"] or chosen and chosen["settings"] == best["settings"]:
         return  # every training diverged, or the test images were read already
-    net, _, _ = trainer.train(best["settings"], seed=0)
+    *_, (run, _) = trainer.train(best["settings"], seed=0)  # after its last epoch
     arguments = plan.arguments
     data = load_images(trainer.image_set, "test", arguments.data, arguments.data_dir)
-    result = loop.evaluate(net, trainer.image_set, loop.to_tensors(data, trainer.device))
+    result = loop.evaluate(run.net, trainer.image_set, loop.to_tensors(data, trainer.device))
     study.set_user_attr("choice", {
         "settings": best["settings"], "command": plan.command(best["settings"]),
-        "test_loss": result["loss"],
-        "test_accuracy": result["accuracy"]})
+        "test_loss": result["loss"], "test_accuracy": result["accuracy"]})
 
 
 # --- Showing --------------------------------------------------------------------------------------

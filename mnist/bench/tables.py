@@ -85,10 +85,8 @@ def format_table(rows, columns):
     body = list(table_cells(rows, columns))
     lines = header + [cells for cells, _ in body]
     aligned = align(lines, names - 1)
-    width, name_width = (len(align([line[:columns] for line in lines], padded=True)[0])
-                         for columns in (None, names))
-    indent = " " * (name_width + 2)
-    table = aligned[:2] + ["-" * width]
+    indent = " " * (max(map(len, align([line[:names] for line in lines]))) + 2)
+    table = aligned[:2] + ["-" * max(map(len, aligned))]
     for line, (cells, reason) in zip(aligned[2:], body):
         measured = len(cells) > names
         if measured or not reason:
@@ -147,16 +145,16 @@ def table_cells(rows, columns):
             yield [fill(row) for _, _, fill in (columns[:names] if skipped else columns)], reason
 
 
-def align(lines, names=1, gap=" ", padded=False):
+def align(lines, names=1, gap=" "):
     """Lines of cells as lines of text: the first `names` columns to the left, numbers to the right.
 
-    A line may be shorter than the others. `padded`: keep the blanks at its end.
+    A line may be shorter than the others.
     """
     columns = max(map(len, lines))
     widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(columns)]
-    texts = [gap.join(cell.ljust(width) if k < names else cell.rjust(width)
-                      for k, (cell, width) in enumerate(zip(line, widths))) for line in lines]
-    return texts if padded else [text.rstrip() for text in texts]
+    return [gap.join(cell.ljust(width) if k < names else cell.rjust(width)
+                     for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
+            for line in lines]
 
 
 def format_report(record, markdown=False):
@@ -371,4 +369,4 @@ def format_study(record, markdown=False, most=None):
         return as_markdown(lines, left=[len(lines[0]) - 1])
     notes = [line.pop() for line in lines]
     return "\n".join((text + "  " + note).rstrip()
-                     for text, note in zip(align(lines, 0, "  ", padded=True), notes))
+                     for text, note in zip(align(lines, 0, "  "), notes))

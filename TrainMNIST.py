@@ -77,15 +77,8 @@ def import_library():
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads", "plot")
-    add_what_is_trained(parser)
-    add_recipe(parser)
-    add_flags_of_files(parser)
-    return parser.parse_args()
-
-
-def add_what_is_trained(parser):
-    parser.set_defaults(data="mnist")
+    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads", "plot",
+              data="mnist")
     parser.add_argument("--network", metavar="NAME",
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
                              "(default: net, for pictures in colour pooled-80, for "
@@ -95,9 +88,6 @@ def add_what_is_trained(parser):
                         help="weights of a built-in network, or of TransferMNIST.py, whose outputs "
                              "are learned along with the targets (distillation): "
                              f"{TEACHER_SHARE:g} of the loss")
-
-
-def add_recipe(parser):
     parser.add_argument("--epochs", type=positive_int, default=DEFAULTS.epochs, metavar="N",
                         help="passes over the training images (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N",
@@ -126,9 +116,6 @@ def add_recipe(parser):
                              "has it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N",
                         help="default: %(default)s")
-
-
-def add_flags_of_files(parser):
     parser.add_argument("--validate", action="store_true",
                         help="hold out a sixth of the training images and show the score on them; "
                              "the test images are read once, at the end")
@@ -140,6 +127,7 @@ def add_flags_of_files(parser):
                              "the weights, NetMNIST.json)")
     parser.add_argument("--resume", action="store_true",
                         help="go on after the last completed epoch of the same command")
+    return parser.parse_args()
 
 
 @contextlib.contextmanager

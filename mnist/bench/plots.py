@@ -11,10 +11,10 @@ import sys
 import textwrap
 
 from mnist.bench.tables import (
+    LETTERS,
     PUBLISHED,
     PUBLISHED_IMAGES,
     is_of_mnist,
-    letters,
     merge_rows,
     milliseconds,
     networks_of,
@@ -96,7 +96,7 @@ def save_plot(path, records):
     machines = [record["machine"]["utc"][:10] + ", "
                 + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
-        machines = [f"{letter}: {machine}" for letter, machine in zip(letters(), machines)]
+        machines = [f"{letter}: {machine}" for letter, machine in zip(LETTERS, machines)]
     images = collections.OrderedDict.fromkeys(record["settings"]["data"] for record in records)
     title = textwrap.wrap(drawable(", ".join(images)) + "; end-to-end: from pixels in host memory "
                           "to the network's outputs there", 80)

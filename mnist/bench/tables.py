@@ -272,12 +272,9 @@ def format_published():
 # --- Several records ------------------------------------------------------------------------------
 
 
-def letters():
-    """A, B, … Z, AA, AB …: one for each record."""
-    for length in itertools.count(1):
-        for letters in itertools.product(string.ascii_uppercase, repeat=length):
-            yield "".join(letters)
-
+# A, B, … Z, AA, AB … ZZ: one for each record.
+LETTERS = [*string.ascii_uppercase,
+           *map("".join, itertools.product(string.ascii_uppercase, repeat=2))]
 
 RECORDS_LEGEND = """\
 total, images per s, median, p90: end-to-end, from pixels to log-probabilities in host memory;
@@ -294,7 +291,7 @@ def format_records(names, records, markdown=False):
     between = "\n\n" if markdown else "\n"
     sources = [between.join([f"{letter}: {name}, {record['machine']['utc']}",
                              describe_settings(record)] + notes(record))
-               for letter, name, record in zip(letters(), names, records)]
+               for letter, name, record in zip(LETTERS, names, records)]
     table = format_markdown if markdown else format_table
     parts = [table(rows, columns), RECORDS_LEGEND] + sources
     if len({record["settings"].get("data_sha256") for record in records}) > 1:
@@ -329,7 +326,7 @@ def merge_rows(records):
     """The measured rows of all records, those of the same engine together, each with its record's
     `letter` and its `ratio` to the first of them."""
     groups = collections.OrderedDict()
-    for letter, record in zip(letters(), records):
+    for letter, record in zip(LETTERS, records):
         for row in record["rows"]:
             if row["end_to_end"]:
                 groups.setdefault(row_key(row), []).append(dict(row, letter=letter))

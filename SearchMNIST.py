@@ -37,8 +37,6 @@ from mnist.files import ROOT, save_json
 from mnist.machine import machine_record
 from mnist.training.recipe import LEARNING_RATES, OPTIONS
 
-KINDS = "ablate", "grid", "lr", "tune"  # of studies
-
 
 def main():
     arguments = parse_arguments()
@@ -70,7 +68,8 @@ def import_library():
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("kind", choices=KINDS, help="what kind of study")
+    parser.add_argument("kind", choices=("ablate", "grid", "lr", "tune"),
+                        help="what kind of study")
     add_flags(parser, "data", "data-dir", "device", "threads", data="mnist")
     parser.add_argument("--network", metavar="NAME",
                         help="a built-in network, or FILE.py:CLASS (default: TrainMNIST.py's, for "
@@ -169,9 +168,9 @@ def make_study(plan, arguments):
     if plan.kind == "tune":
         sampler = optuna.samplers.TPESampler(n_startup_trials=8, constant_liar=True,
                                              seed=arguments.worker)
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     else:
-        sampler, pruner = optuna.samplers.GridSampler(plan.space, seed=0), None
+        sampler = optuna.samplers.GridSampler(plan.space, seed=0)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)  # for tune
     study = studies.open_study(studies.open_storage(arguments.storage),
                                arguments.study or f"{plan.kind}-{plan.name}", plan.description(),
                                sampler, pruner)

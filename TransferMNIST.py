@@ -16,14 +16,7 @@ docs/transfer.md goes from photos to the engine.
 import os
 import time
 
-from mnist.cli import (
-    ABOVE_0,
-    add_flags,
-    make_parser,
-    positive_int,
-    run_program,
-    show_progress,
-)
+from mnist.cli import ABOVE_0, add_flags, make_parser, positive_int, run_program, show_progress
 from mnist.errors import UnavailableError
 from mnist.files import ROOT, save_json
 from mnist.machine import machine_record, ram_gib

@@ -74,8 +74,7 @@ def open_study(storage, name, description, sampler, pruner=None):
     """
     optuna = import_optuna()
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize",
-                                load_if_exists=True, sampler=sampler,
-                                pruner=pruner or optuna.pruners.NopPruner())
+                                load_if_exists=True, sampler=sampler, pruner=pruner)
     description = json.loads(json.dumps(description))
     there = study.user_attrs.get("description")
     if there is None:

@@ -248,7 +248,7 @@ def stop_workers(helpers):
             process.send_signal(signal.SIGINT)
     for process in helpers:
         try:
-            _, said = process.communicate(timeout=10)
+            _, said = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             _, said = process.communicate()

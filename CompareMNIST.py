@@ -23,16 +23,27 @@ import sys
 import time
 
 from mnist.cli import add_flags, make_parser, run_program
-from mnist.errors import UnavailableError, describe_error, warn
+from mnist.errors import UnavailableError, describe_error
 
 
 def main():
     arguments = parse_arguments()
-    from mnist.bench.plots import check_outputs
-    check_outputs(arguments)
+    import_library()
+    plots.check_outputs(arguments)
     if arguments.compare:
         return compare_records(arguments)
     return compare_engines(arguments)
+
+
+def import_library():
+    """Import what the work needs: only now, so that --help answers at once."""
+    global MNISTdsource, Processes, Reference, engines, make_request, plots, stopwatches, tables
+    import MNISTdsource
+    from mnist.bench import plots, tables
+    from mnist.bench import stopwatch as stopwatches
+    from mnist.bench.processes import Processes, make_request
+    from mnist.bench.reference import Reference
+    from mnist.engines import registry as engines
 
 
 def parse_arguments():
@@ -76,64 +87,41 @@ def parse_arguments():
 
 def compare_engines(arguments):
     """Time every engine asked for; gives the exit status."""
-    from mnist.bench.processes import Processes
-    from mnist.bench.stopwatch import OtherPrograms, make_record
-    from mnist.bench.tables import add_speed_ups, format_comparison, publish
-    from mnist.engines.registry import set_threads
-    from MNISTdsource import calibration_images, load_images
     started = time.perf_counter()
     wanted = wanted_engines(arguments)
     networks = load_networks(arguments)
-    threads = set_threads(arguments.threads)
+    threads = engines.set_threads(arguments.threads)
     image_set = the_image_set(networks)
-    data = load_images(image_set, "test", arguments.data, arguments.data_dir, arguments.limit)
-    references = make_references(networks, data)
-    calibration = functools.partial(calibration_images, image_set, arguments.data,
+    data = MNISTdsource.load_images(image_set, "test", arguments.data, arguments.data_dir,
+                                    arguments.limit)
+    references = {network: Reference(network, data) for network in networks}
+    calibration = functools.partial(MNISTdsource.calibration_images, image_set, arguments.data,
                                     arguments.data_dir)
-
-    def row_of(entry, network):
-        return entry if isinstance(entry, dict) else references[network].row(
-            entry, data.targets, arguments.repeat)
-
-    others = OtherPrograms()
+    others = stopwatches.OtherPrograms()
     with Processes(data.images) as processes:
         groups = open_in_groups(processes, wanted, networks, calibration, arguments)
-        timed, interrupted = time_groups(groups, row_of, arguments, started)
-        rows = [row for group in timed for row in group]
+        rows, timed, interrupted = time_groups(groups, references, arguments, started)
         used_by_others = others.share(processes.cpu_seconds())
-    add_speed_ups(rows)
+    tables.add_speed_ups(rows)
     settings = {"image_set": image_set.name, "data": data.source, "data_sha256": data.digest,
                 "threads": threads, "repeat": arguments.repeat, "seconds": arguments.seconds,
-                "groups": len(timed)}
-    record = make_record(settings, rows, used_by_others)
-    wrong = [network.name for network in networks if references[network].problem]
+                "groups": timed}
+    record = stopwatches.make_record(settings, rows, used_by_others)
+    wrong = any(reference.wrong for reference in references.values())
     try:
-        return publish(record, arguments.json, format_comparison(record, arguments.markdown),
-                       interrupted) or int(bool(wrong))
+        report = tables.format_comparison(record, arguments.markdown)
+        return tables.publish(record, arguments.json, report, interrupted) or int(wrong)
     finally:
         if arguments.plot and any(row["end_to_end"] for row in rows):
-            from mnist.bench.plots import save_plot
-            save_plot(arguments.plot, [record])
-
-
-def make_references(networks, data):
-    """{network: its `Reference`}; where torch computes wrongly here, that is said."""
-    from mnist.bench.reference import Reference
-    references = {network: Reference(network, data.images, data.targets)
-                  for network in networks}
-    for network, reference in references.items():
-        if reference.problem:
-            warn(f"{network.name}: {reference.problem}")
-    return references
+            plots.save_plot(arguments.plot, [record])
 
 
 def load_networks(arguments):
     """The networks asked for, each with its weights; what they are is said."""
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set
+    from mnist.models.weights import load_network  # torch, which --compare does without
     names = arguments.network or [None] * len(arguments.weights or [None])
     paths = arguments.weights or [None] * len(names)
-    image_set = arguments.data and functools.partial(find_image_set, arguments.data)
+    image_set = arguments.data and functools.partial(MNISTdsource.find_image_set, arguments.data)
     networks = [load_network(path, name, image_set, arguments.trust_pickle)
                 for name, path in zip(names, paths)]
     if len({network.name for network in networks}) < len(networks):  # tell them apart in the table
@@ -159,18 +147,18 @@ def wanted_engines(arguments):
 
     Raises UnavailableError where nothing that was asked for by name is available.
     """
-    from mnist.engines.registry import ENGINES, why_not
     for name in arguments.engine or []:
-        why_not(name)  # raises for a name that no engine has
+        engines.why_not(name)  # raises for a name that no engine has
     wanted = [(kind.name, device, precision)
-              for kind in ENGINES.values()
+              for kind in engines.ENGINES.values()
               if (kind.name in arguments.engine if arguments.engine else not kind.on_request)
               for device in arguments.device or ("cpu", "cuda") if device in kind.precisions
               for precision in kind.precisions[device]
               if not arguments.precision or precision in arguments.precision]
     for named in (arguments.engine, arguments.device, arguments.precision):
         for name in named or []:
-            reasons = [why_not(*combination) for combination in wanted if name in combination]
+            reasons = [engines.why_not(*combination)
+                       for combination in wanted if name in combination]
             if all(reasons):
                 raise UnavailableError(
                     f"{name}: {reasons[0] if reasons else 'no engine does all that was asked for'}")
@@ -183,12 +171,11 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
     Yields ([(stopwatch, or the row of an engine that isn't available; its network)], the part of
     all engines that is done with this group). A group ends as the next one is asked for.
     """
-    from mnist.engines.registry import why_not
-    group, done = [], 0
+    group = []
     entries = list(itertools.product(wanted, networks, arguments.batch_size))
-    for combination, network, batch_size in entries:
+    for done, (combination, network, batch_size) in enumerate(entries):
         key = process_of(combination, network, batch_size)
-        if not why_not(*combination) and not processes.has_room(key, combination[1]):
+        if not engines.why_not(*combination) and not processes.has_room(key, combination[1]):
             print("memory holds no more engines at once: those that are open are timed first",
                   file=sys.stderr, flush=True)
             yield group, done / len(entries)
@@ -196,49 +183,46 @@ def open_in_groups(processes, wanted, networks, calibration, arguments):
             group = []
         group.append((start(processes, key, network, combination, batch_size, calibration,
                             arguments), network))
-        done += 1
     yield group, 1
 
 
 def process_of(combination, network, batch_size):
     """The key of the process that an engine gets."""
-    from mnist.engines.registry import ENGINES
     name, device, _ = combination
     if device == "cuda":  # its context alone takes hundreds of megabytes
         return name, device
-    if ENGINES[name].graph is None:  # so does importing torch; it has one pool of threads
+    if engines.ENGINES[name].graph is None:  # so does importing torch; it has one pool of threads
         return combination, network.path
     return combination, network.path, batch_size
 
 
-def time_groups(groups, row_of, arguments, started):
-    """(the rows of each group, whether Ctrl-C ended it). `started`: when --seconds began."""
-    from mnist.bench.stopwatch import take_turns
-    timed = []
+def time_groups(groups, references, arguments, started):
+    """(all rows, of how many groups, whether Ctrl-C ended it). `started`: when --seconds began."""
+    rows, timed, interrupted = [], 0, False
     try:
         for group, done in groups:
-            stopwatches = [entry for entry, _ in group if not isinstance(entry, dict)]
-            interrupted = take_turns(stopwatches, arguments.repeat,
-                                     started + done * arguments.seconds)
-            timed.append([row_of(*pair) for pair in group])
+            opened = [entry for entry, _ in group if not isinstance(entry, dict)]
+            interrupted = stopwatches.take_turns(opened, arguments.repeat,
+                                                 started + done * arguments.seconds)
+            rows += [entry if isinstance(entry, dict)
+                     else references[network].row(entry, arguments.repeat)
+                     for entry, network in group]
+            timed += 1
             if interrupted:
-                return timed, True
+                break
     except KeyboardInterrupt:  # while more were opened
-        if not timed:
+        if not rows:
             raise
-        return timed, True
-    return timed, False
+        interrupted = True
+    return rows, timed, interrupted
 
 
 def start(processes, key, network, combination, batch_size, calibration, arguments):
     """Open and warm up an engine, saying so: its stopwatch; its row where it isn't available."""
-    from mnist.bench.processes import make_request
-    from mnist.bench.stopwatch import empty_row
-    from mnist.engines.registry import why_not
     name, device, precision = combination
     facts = {"network": network.name, "weights": network.origin}
     memory = {"memory": arguments.memory} if name == "tensorrt" else {}
-    status, reason = "skipped", why_not(name, device, precision, **memory)
+    status, reason = "skipped", engines.why_not(name, device, precision, **memory)
     if not reason:
         what = f"{network.name}: {name} {device} {precision} batch {batch_size}"
         print(f"{what}: opening", file=sys.stderr, flush=True)
@@ -254,8 +238,8 @@ def start(processes, key, network, combination, batch_size, calibration, argumen
             reason = str(error)
         except Exception as error:  # whatever breaks one engine, the others still run
             status, reason = "failed", describe_error(error)
-    return dict(empty_row(name, device, precision, batch_size, len(processes.images), status,
-                          " ".join(reason.split()), **facts), passes=0)
+    return stopwatches.empty_row(name, device, precision, batch_size, len(processes.images), status,
+                                 " ".join(reason.split()), passes=0, **facts)
 
 
 # --- Several records ------------------------------------------------------------------------------
@@ -263,13 +247,11 @@ def start(processes, key, network, combination, batch_size, calibration, argumen
 
 def compare_records(arguments):
     """Show several records beside each other."""
-    from mnist.bench.tables import format_records, read_record
-    records = [read_record(path) for path in arguments.compare]
+    records = [tables.read_record(path) for path in arguments.compare]
     names = [os.path.basename(path) for path in arguments.compare]
-    print(format_records(names, records, arguments.markdown))
+    print(tables.format_records(names, records, arguments.markdown))
     if arguments.plot:
-        from mnist.bench.plots import save_plot
-        save_plot(arguments.plot, records)
+        plots.save_plot(arguments.plot, records)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ int8 in the other programs finds the int8 file that lies beside the weights. Fin
 training images alone; the test images are read once for each row.
 """
 
-import argparse
 import collections
 import functools
 import gzip
@@ -26,12 +25,15 @@ from mnist.cli import (
     ABOVE_0,
     add_flags,
     make_parser,
+    number_between,
     positive_int,
     run_program,
     show_progress,
 )
 from mnist.errors import MNISTError, UnavailableError, warn
-from mnist.files import ROOT, check_writable, save_json
+from mnist.files import ROOT, check_writable, save_json, write_atomically
+from mnist.machine import machine_record
+from mnist.training.recipe import USUAL_BATCH, Recipe, usual_batch
 
 # What is made of what, and in which precision. "small" is a network of its own.
 Method = collections.namedtuple("Method", "made_of precision")
@@ -67,14 +69,11 @@ BATCHES = (1, 64)
 
 def main():
     arguments = parse_arguments()
-    from mnist.bench.plots import check_outputs
-    check_outputs(arguments)
+    import_library()
+    plots.check_outputs(arguments)
     check_writable("--output-dir", os.path.join(arguments.output_dir, "net-pruned.pth"))
-
-    from mnist.engines.registry import set_threads
-    from MNISTdsource import network_of_flags
-    set_threads(arguments.threads)
-    network = network_of_flags(arguments)
+    engines.set_threads(arguments.threads)
+    network = MNISTdsource.network_of_flags(arguments)
     if network.image_set.task != "classification":
         raise UnavailableError("what is compressed here is a classifier; int8 of other networks "
                                "is timed by CompareMNIST.py --precision int8")
@@ -94,6 +93,24 @@ def main():
     return status
 
 
+def import_library():
+    """Import what the work needs: only now, so that --help answers at once."""
+    global MNISTdsource, MNISTmodel, OnnxRuntimeEngine, Processes, compress, engines, int8, loop
+    global make_request, np, plots, stopwatches, tables, weights
+    import numpy as np
+
+    import MNISTdsource
+    import MNISTmodel
+    from mnist.bench import plots, tables
+    from mnist.bench import stopwatch as stopwatches
+    from mnist.bench.processes import Processes, make_request
+    from mnist.engines import int8
+    from mnist.engines import registry as engines
+    from mnist.engines.runtimes import OnnxRuntimeEngine
+    from mnist.models import weights
+    from mnist.training import compress, loop
+
+
 def parse_arguments():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle")
@@ -101,10 +118,12 @@ def parse_arguments():
     parser.add_argument("--method", nargs="+", choices=choices, metavar="NAME",
                         help=f"what to make: {' '.join(choices)} (default: all; small "
                              "ones for MNIST only)")
-    parser.add_argument("--sparsity", type=share, default=0.9, metavar="S",
+    parser.add_argument("--sparsity", default=0.9, metavar="S",
+                        type=number_between(sys.float_info.min, 1, "between 0 and 1"),
                         help="the share of the weights that pruning sets to zero "
                              "(default: %(default)s)")
-    parser.add_argument("--clusters", type=clusters, default=16, metavar="N",
+    parser.add_argument("--clusters", default=16, metavar="N",
+                        type=number_between(2, 257, "2 to 256", int),
                         help="values that the weights of a layer share (default: %(default)s)")
     parser.add_argument("--epochs", type=positive_int, default=8, metavar="N",
                         help="passes over the training images for fine-tuning what was pruned, "
@@ -120,22 +139,6 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def share(text):
-    """argparse type: a number between 0 and 1, neither of them."""
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not be {text}")
-    return number
-
-
-def clusters(text):
-    """argparse type: a number of clusters."""
-    number = int(text)
-    if not 2 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"must be 2 to 256, not {text}")
-    return number
-
-
 # --- Making ---------------------------------------------------------------------------------------
 
 
@@ -143,16 +146,15 @@ class Workshop:
     """The networks that are made, each once, and the images to make and to judge them by."""
 
     def __init__(self, network, arguments):
-        from MNISTdsource import calibration_images, load_images
         self.arguments, self.image_set = arguments, network.image_set
         self.name = os.path.splitext(os.path.basename(network.path))[0]
         self.made = {"original": network._replace(path=self.path(self.name))}
         self.files = {"original": network.path}  # where the weights of each can be read
-        self.load = functools.partial(load_images, network.image_set, data=arguments.data,
-                                      data_dir=arguments.data_dir)
+        self.load = functools.partial(MNISTdsource.load_images, network.image_set,
+                                      data=arguments.data, data_dir=arguments.data_dir)
         self.test = self.load("test")
         self.calibration = functools.partial(  # gives the images that int8 is calibrated on
-            calibration_images, network.image_set, arguments.data, arguments.data_dir)
+            MNISTdsource.calibration_images, network.image_set, arguments.data, arguments.data_dir)
 
     def path(self, name):
         """Where a weights file of this name goes."""
@@ -161,11 +163,10 @@ class Workshop:
     def network(self, kind):
         """The `Network` of one kind; made, and its file written, once."""
         if kind not in self.made:
-            made = MAKERS[kind](self)
+            made = load_small(self) if kind == "small" else fine_tuned(self, kind)
             if kind != "small":
-                from mnist.models.weights import save_weights
                 made = made._replace(path=self.path(f"{self.name}-{kind.replace('+', '-')}"))
-                save_weights(made.net, made.path, made.name, made.image_set)
+                weights.save_weights(made.net, made.path, made.name, made.image_set)
                 print(f"saved {made.path}", file=sys.stderr, flush=True)
                 self.files[kind] = made.path
             self.made[kind] = made
@@ -173,48 +174,34 @@ class Workshop:
 
     def graph(self, kind, precision):
         """The ONNX file's bytes of one kind of network; written where the precision isn't fp32."""
-        from mnist.engines.int8 import network_graph
-        from mnist.files import write_atomically
         network = self.network(kind)
-        graph = network_graph(network, precision, self.calibration)
+        graph = int8.network_graph(network, precision, self.calibration)
         if precision == "fp16":
             with write_atomically(network.stem + "-fp16.onnx") as file:
                 file.write(graph)
         return graph
 
 
-def make_pruned(workshop):
-    """The original with most of its weights zero, fine-tuned."""
-    from mnist.training.compress import prune
+def fine_tuned(workshop, kind):
+    """The `Network` of one kind, pruned or clustered, and fine-tuned."""
     arguments = workshop.arguments
-    return fine_tuned(workshop, prune, "original", arguments.sparsity, arguments.epochs)
-
-
-def make_clustered(workshop, of="original"):
-    """One of the networks with a few values for all weights of a layer, which are fine-tuned."""
-    from mnist.training.compress import cluster
-    arguments = workshop.arguments
-    return fine_tuned(workshop, cluster, of, arguments.clusters, max(1, arguments.epochs // 4))
-
-
-def fine_tuned(workshop, make, of, amount, epochs):
-    """The `Network` that `make`, `prune` or `cluster`, makes of one kind."""
-    from mnist.training.loop import to_tensors
-    from mnist.training.recipe import USUAL_BATCH, Recipe, usual_batch
-    training = to_tensors(workshop.load("train"), "cpu")
+    training = loop.to_tensors(workshop.load("train"), "cpu")
     batch_size = usual_batch(len(training[1]))
-    # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
-    augment = 0.0 if workshop.image_set.augment == "digits" else 1.0
-    recipe = Recipe(epochs=epochs, batch_size=batch_size, augment=augment,
-                    lr=workshop.arguments.lr * math.sqrt(batch_size / USUAL_BATCH))
-    return make(workshop.network(of), amount, recipe, training)
+    recipe = Recipe(
+        epochs=arguments.epochs if kind == "pruned" else max(1, arguments.epochs // 4),
+        batch_size=batch_size, lr=arguments.lr * math.sqrt(batch_size / USUAL_BATCH),
+        # Digits, of which the teacher is sure, gain nothing by augmentation here; pictures do.
+        augment=0.0 if workshop.image_set.augment == "digits" else 1.0)
+    if kind == "pruned":
+        return compress.prune(workshop.network("original"), arguments.sparsity, recipe, training)
+    of = workshop.network("pruned" if kind == "pruned+clustered" else "original")
+    return compress.cluster(of, arguments.clusters, recipe, training)
 
 
 def load_small(workshop):
     """The network `small`, which a training of its own has distilled."""
-    from mnist.models.weights import load_network
     try:
-        small = load_network(None, "small", workshop.image_set)
+        small = weights.load_network(None, "small", workshop.image_set)
     except UnavailableError as error:
         raise UnavailableError("small is distilled by a training of its own: python TrainMNIST.py "
                                f"--data {workshop.image_set.name} --network small --teacher …"
@@ -222,10 +209,6 @@ def load_small(workshop):
     print(f"small: {small.origin}", file=sys.stderr, flush=True)
     workshop.files["small"] = small.path
     return small._replace(path=workshop.path("small"))
-
-
-MAKERS = {"pruned": make_pruned, "clustered": make_clustered, "small": load_small,
-          "pruned+clustered": functools.partial(make_clustered, of="pruned")}
 
 
 def make_rows(workshop, rows):
@@ -243,29 +226,26 @@ def make_rows(workshop, rows):
 
 def make_row(workshop, name, rows):
     """Make one network and give its row: its size, and its predictions for the test images."""
-    from mnist.bench.stopwatch import in_batches
-    from mnist.engines.runtimes import OnnxRuntimeEngine
-    from mnist.training.compress import count_non_zero, ideal_bytes
-    from MNISTmodel import count_macs, count_parameters
     kind, precision = METHODS[name]
     started = time.perf_counter()
     show_progress(len(rows) / len(METHODS), name)
     graph = workshop.graph(kind, precision)
     net, image_set, test = workshop.network(kind).net, workshop.image_set, workshop.test
     engine = OnnxRuntimeEngine(graph, image_set, "cpu", precision, 100)
-    predictions = [prediction for batch in in_batches(test.images, 100)
-                   for prediction in engine(batch).argmax(1).tolist()]
+    predictions = np.concatenate([engine(batch).argmax(1)
+                                  for batch in stopwatches.in_batches(test.images, 100)])
     engine.close()
     show_progress(None)
     first = rows[0]["predictions"] if rows else predictions
     packed = "pruned" in kind or "clustered" in kind
     row = {
-        "method": name, "precision": precision, "parameters": count_parameters(net),
-        "non_zero": count_non_zero(net), "macs": count_macs(net, image_set.shape),
+        "method": name, "precision": precision, "parameters": MNISTmodel.count_parameters(net),
+        "non_zero": compress.count_non_zero(net),
+        "macs": MNISTmodel.count_macs(net, image_set.shape),
         "onnx_bytes": len(graph), "gzip_bytes": len(gzip.compress(graph, 9)),
-        "ideal_bytes": ideal_bytes(net) if packed and precision == "fp32" else None,
-        "right": sum(int(a) == int(b) for a, b in zip(predictions, test.targets)),
-        "changed": sum(a != b for a, b in zip(predictions, first)),
+        "ideal_bytes": compress.ideal_bytes(net) if packed and precision == "fp32" else None,
+        "right": int((predictions == test.targets).sum()),
+        "changed": int((predictions != first).sum()),
         "images": len(predictions), "predictions": predictions, "times": [],
         "seconds": time.perf_counter() - started,
     }
@@ -280,24 +260,23 @@ def make_row(workshop, name, rows):
 def add_times(workshop, rows):
     """Time every row on this machine's engines, each in a process of its own. The rows take turns
     on one engine after the other: so they can be compared, and a small memory holds them."""
-    from mnist.bench.processes import Processes, make_request
-    from mnist.bench.stopwatch import take_turns
     arguments, columns = workshop.arguments, columns_here()
     for done, (kind, device, batch_size) in enumerate(columns):
         show_progress(done / len(columns), f"opening {kind.name}, batch {batch_size}")
         with Processes(workshop.test.images[:TIMED]) as processes:
-            stopwatches = []
+            timed = []
             for row, network in rows_for(workshop, rows, kind, device):
                 request = make_request(
                     network, (kind.name, device, row["precision"]), batch_size,
                     workshop.calibration, arguments.trust_pickle,
                     tuning=not arguments.no_tuning, threads=arguments.threads)
                 try:
-                    stopwatches.append((row, processes.open(row["method"], request)))
+                    timed.append((row, processes.open(row["method"], request)))
                 except MNISTError as error:  # the others still have their times
                     warn(f"{row['method']}, {kind.name}, batch {batch_size}: {error}")
-            interrupted = take_turns([stopwatch for _, stopwatch in stopwatches], arguments.repeat)
-        for row, stopwatch in stopwatches:
+            interrupted = stopwatches.take_turns([stopwatch for _, stopwatch in timed],
+                                                 arguments.repeat)
+        for row, stopwatch in timed:
             row["times"].append({"engine": kind.name, "device": device, "batch_size": batch_size,
                                  "detail": stopwatch.engine.detail,
                                  "median_ms": stopwatch.median_ms()})
@@ -307,28 +286,18 @@ def add_times(workshop, rows):
 
 def columns_here():
     """The (engine's kind, device, batch size) that are timed: what computes in float32 here."""
-    from mnist.engines.registry import ENGINES, why_not
-    return [(kind, device, batch_size) for kind in ENGINES.values()
+    return [(kind, device, batch_size) for kind in engines.ENGINES.values()
             if not kind.on_request and not kind.is_baseline for device in kind.precisions
-            if not why_not(kind.name, device) for batch_size in BATCHES]
+            if not engines.why_not(kind.name, device) for batch_size in BATCHES]
 
 
 def rows_for(workshop, rows, kind, device):
     """The (row, its `Network`) that an engine can compute."""
-    from mnist.engines.registry import why_not
     for row in rows:
-        if not why_not(kind.name, device, row["precision"]):
+        if not engines.why_not(kind.name, device, row["precision"]):
             made_of = METHODS[row["method"]].made_of
             network = workshop.network(made_of)
             yield row, network if kind.graph else network._replace(path=workshop.files[made_of])
-
-
-def time_of(row, engine, device, batch_size):
-    """The median ms of a row on an engine; None where it has none."""
-    for time_ in row["times"]:
-        if (time_["engine"], time_["device"], time_["batch_size"]) == (engine, device, batch_size):
-            return time_["median_ms"]
-    return None
 
 
 # --- Showing --------------------------------------------------------------------------------------
@@ -336,7 +305,6 @@ def time_of(row, engine, device, batch_size):
 
 def show(arguments, workshop, rows):
     """Print the tables, write record and plot."""
-    from mnist.machine import machine_record
     origin, data = workshop.network("original").origin, workshop.test
     print("\n".join([f"{origin}, {len(data.images):,} test images of {data.source}",
                      "", format_sizes(rows), "", format_times(rows), "", LEGEND]))
@@ -354,7 +322,6 @@ def show(arguments, workshop, rows):
 
 def format_sizes(rows):
     """The table of sizes and predictions, as text."""
-    from mnist.bench.tables import align
     lines = [("", "parameters", "non-zero", "MACs", "ONNX bytes", "gzipped", "ideal", "right",
               "changed")]
     for row in rows:
@@ -362,31 +329,28 @@ def format_sizes(rows):
             "-" if row[key] is None else f"{row[key]:,}" for key in (
                 "parameters", "non_zero", "macs", "onnx_bytes", "gzip_bytes",
                 "ideal_bytes", "right", "changed")))
-    return "\n".join(align(lines, 1, "  "))
+    return "\n".join(tables.align(lines, 1, "  "))
 
 
 def format_times(rows):
     """The table of times, as text."""
-    from mnist.bench.tables import align
-    columns = [(time_["engine"], time_["device"], time_["batch_size"])
-               for time_ in rows[0]["times"]]
+    found = [{(time_["engine"], time_["device"], time_["batch_size"]): time_["median_ms"]
+              for time_ in row["times"]} for row in rows]
+    columns = list(found[0])
     if not columns:
         return "no times were taken"
     lines = [("ms",) + tuple(engine + (" cuda" if device == "cuda" else "")
                              for engine, device, _ in columns),
              ("",) + tuple(f"batch {batch_size}" for _, _, batch_size in columns)]
-    for row in rows:
-        cells = [row["method"]]
-        for column in columns:
-            ms, base = time_of(row, *column), time_of(rows[0], *column)
-            cells.append("-" if ms is None else f"{ms:.3f} {base / ms:4.1f}x")
-        lines.append(cells)
-    return "\n".join(align(lines, 1, "  "))
+    for row, times in zip(rows, found):
+        lines.append([row["method"]] + [
+            f"{times[column]:.3f} {found[0][column] / times[column]:4.1f}x" if column in times
+            else "-" for column in columns])
+    return "\n".join(tables.align(lines, 1, "  "))
 
 
 def plot(path, rows):
     """Draw what is misread over bytes, and over the time of one digit on its quickest engine."""
-    from mnist.bench.plots import draw_trade_off, new_figure, save_figure
     by_size, by_time = {}, {}
     for row in rows:
         share = row["right"] / row["images"]
@@ -394,13 +358,13 @@ def plot(path, rows):
         times = [time_["median_ms"] for time_ in row["times"] if time_["batch_size"] == 1]
         if times:
             by_time[row["method"]] = min(times), share
-    figure = new_figure(10, 4)
+    figure = plots.new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_trade_off(left, by_size, "KB of the ONNX file, gzipped")
-    draw_trade_off(right, by_time, "ms for one image, quickest engine")
+    plots.draw_trade_off(left, by_size, "KB of the ONNX file, gzipped")
+    plots.draw_trade_off(right, by_time, "ms for one image, quickest engine")
     left.set_ylabel("misread test images, %")
     figure.tight_layout()
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":

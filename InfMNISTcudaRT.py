@@ -19,7 +19,7 @@ import shlex
 import time
 
 from mnist.cli import add_flags, make_parser, run_program
-from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.errors import MNISTError, UnavailableError
 
 
 def main():
@@ -116,24 +116,22 @@ def time_engines(arguments, network, data, deadline):
     from mnist.bench.stopwatch import OtherPrograms, Stopwatch, make_record, take_turns
     from mnist.bench.tables import publish
 
-    images, targets = data.images, data.targets
-    reference = Reference(network, images, targets)
-    if reference.problem:
-        warn(reference.problem)
+    reference = Reference(network, data)
     others = OtherPrograms()
     stopwatches = []
     for engine, path in open_engines(arguments, network):
-        stopwatches.append(Stopwatch(engine, images, network=network.name, weights=network.origin,
-                                     engine_file=os.path.basename(path)))
+        stopwatches.append(Stopwatch(
+            engine, data.images, network=network.name, weights=network.origin,
+            engine_file=os.path.basename(path)))
         print(f"{path}: {engine.detail}\n  for a second opinion: "
               + trtexec_line(path, engine.batch_size, network.image_set.shape), flush=True)
     interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-    rows = [reference.row(stopwatch, targets, arguments.repeat) for stopwatch in stopwatches]
+    rows = [reference.row(stopwatch, arguments.repeat) for stopwatch in stopwatches]
     used_by_others = others.share()
     settings = {"data": data.source, "data_sha256": data.digest, "dynamic": arguments.dynamic,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     return publish(make_record(settings, rows, used_by_others), arguments.json,
-                   interrupted=interrupted) or int(bool(reference.problem))
+                   interrupted=interrupted) or int(reference.wrong)
 
 
 def open_engines(arguments, network):

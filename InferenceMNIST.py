@@ -16,25 +16,13 @@ import os
 import time
 
 from mnist.cli import add_flags, make_parser, run_program
-from mnist.errors import warn
 
 
 def main():
-    parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
-              "batch-size", "threads", "limit", "repeat", "seconds", "json")
-    parser.add_argument("--mistakes", type=os.path.expanduser, metavar="FILE",
-                        help="draw the confusion matrix and the misread images, each with its "
-                             "number, class, prediction and probability (.png, .svg, .pdf)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
+    import numpy as np
 
-    from mnist.bench.plots import check_outputs
-    check_outputs(arguments)
-    return time_network(arguments)
-
-
-def time_network(arguments):
-    """Time each batch size, all in one process beside this; gives the exit status."""
+    from mnist.bench import plots
     from mnist.bench.processes import Processes, make_request
     from mnist.bench.reference import Reference
     from mnist.bench.stopwatch import OtherPrograms, make_record, take_turns
@@ -42,17 +30,16 @@ def time_network(arguments):
     from mnist.engines.registry import choose_device, set_threads
     from MNISTdsource import load_images, network_of_flags
 
+    plots.check_outputs(arguments)
     deadline = time.perf_counter() + arguments.seconds
     threads = set_threads(arguments.threads)
     device = choose_device(arguments.device)
     network = network_of_flags(arguments)
     data = load_images(network.image_set, "test", arguments.data, arguments.data_dir,
                        arguments.limit)
-    reference = Reference(network, data.images, data.targets)
-    if reference.problem:
-        warn(reference.problem)
+    reference = Reference(network, data)
     others = OtherPrograms()
-    with Processes(data.images) as processes:
+    with Processes(data.images) as processes:  # all batch sizes share one
         stopwatches = [processes.open(
             "torch", make_request(network, ("torch", device, "fp32"), batch_size, None,
                                   arguments.trust_pickle, threads=arguments.threads),
@@ -61,27 +48,28 @@ def time_network(arguments):
             engine = stopwatch.engine
             print(f"batch {engine.batch_size}: {engine.detail}", flush=True)
         interrupted = take_turns(stopwatches, arguments.repeat, deadline)
-        rows = [reference.row(stopwatch, data.targets, arguments.repeat)
-                for stopwatch in stopwatches]
+        rows = [reference.row(stopwatch, arguments.repeat) for stopwatch in stopwatches]
         used_by_others = others.share(processes.cpu_seconds())
     settings = {"data": data.source, "data_sha256": data.digest, "threads": threads,
                 "repeat": arguments.repeat, "seconds": arguments.seconds}
     try:
         return publish(make_record(settings, rows, used_by_others), arguments.json,
-                       interrupted=interrupted) or int(bool(reference.problem))
+                       interrupted=interrupted) or int(reference.wrong)
     finally:
-        if arguments.mistakes:
-            save_mistakes(arguments.mistakes, stopwatches[0], data.images, data.targets, network)
+        log_probs = stopwatches[0].log_probs
+        if arguments.mistakes and sum(map(len, log_probs)) == len(data.images):
+            plots.plot_mistakes(arguments.mistakes, data.images, data.targets,
+                                np.concatenate(log_probs), network)
 
 
-def save_mistakes(path, stopwatch, images, targets, network):
-    """Draw what one engine misread, if it got through all the images."""
-    import numpy as np
-
-    from mnist.bench.plots import plot_mistakes
-    log_probs = np.concatenate(stopwatch.log_probs) if stopwatch.log_probs else []
-    if len(log_probs) == len(images):
-        plot_mistakes(path, images, targets, log_probs, network)
+def parse_arguments():
+    parser = make_parser(__doc__)
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "device",
+              "batch-size", "threads", "limit", "repeat", "seconds", "json")
+    parser.add_argument("--mistakes", type=os.path.expanduser, metavar="FILE",
+                        help="draw the confusion matrix and the misread images, each with its "
+                             "number, class, prediction and probability (.png, .svg, .pdf)")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 from mnist.cli import (
     ABOVE_0,
@@ -35,56 +34,42 @@ from mnist.cli import (
 )
 from mnist.errors import UnavailableError, warn
 from mnist.files import ROOT, save_json
-from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
-
-KINDS = "ablate", "grid", "lr", "tune"  # of studies
+from mnist.machine import machine_record
+from mnist.training.recipe import LEARNING_RATES, OPTIONS
 
 
 def main():
     arguments = parse_arguments()
     import_library()
-    check_outputs(arguments)
+    plots.check_outputs(arguments)
     if arguments.worker:
         sys.stdout = open(os.devnull, "w")
-    arguments.device = choose_device(arguments.device)
-    set_threads(arguments.threads or max(1, (os.cpu_count() or 1) // arguments.workers))
-    with storage_failures(arguments.storage):
+    arguments.device = engines.choose_device(arguments.device)
+    engines.set_threads(arguments.threads or max(1, (os.cpu_count() or 1) // arguments.workers))
+    with studies.storage_failures(arguments.storage):
         return search(arguments)
 
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global Plan, Run, as_good_as_the_best, check_outputs, choose_device, default_point, done
-    global evaluate, find_image_set, find_network, format_study, hold_out, import_optuna
-    global load_images, machine_record, new_network, open_storage, open_study, plot_study
-    global ranking, row_of, set_threads, setting_text, storage_failures, suggest, to_tensors
-    global torch, train
+    global engines, find_image_set, find_network, load_images, loop, plans, plot_study, plots
+    global studies, tables, torch
     import torch
 
-    from mnist.bench.plots import check_outputs
+    from mnist.bench import plots, tables
     from mnist.bench.study_plots import plot_study
-    from mnist.bench.tables import format_study, setting_text
-    from mnist.engines.registry import choose_device, set_threads
-    from mnist.machine import machine_record
+    from mnist.engines import registry as engines
     from mnist.models.registry import find_network
-    from mnist.training.loop import Run, evaluate, hold_out, new_network, to_tensors, train
-    from mnist.training.plan import Plan, default_point, suggest
-    from mnist.training.study import (
-        as_good_as_the_best,
-        done,
-        import_optuna,
-        open_storage,
-        open_study,
-        ranking,
-        row_of,
-        storage_failures,
-    )
+    from mnist.training import loop
+    from mnist.training import plan as plans
+    from mnist.training import study as studies
     from MNISTdsource import find_image_set, load_images
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("kind", choices=KINDS, help="what kind of study")
+    parser.add_argument("kind", choices=("ablate", "grid", "lr", "tune"),
+                        help="what kind of study")
     add_flags(parser, "data", "data-dir", "device", "threads", data="mnist")
     parser.add_argument("--network", metavar="NAME",
                         help="a built-in network, or FILE.py:CLASS (default: TrainMNIST.py's, for "
@@ -135,7 +120,7 @@ class Trainer:
         self.plan, self.device = plan, arguments.device
         self.image_set = plan.image_set
         data = load_images(self.image_set, "train", arguments.data, arguments.data_dir)
-        training, self.held_out = hold_out(data, self.device)
+        training, self.held_out = loop.hold_out(data, self.device)
         if arguments.digits and arguments.digits > len(training[1]):
             raise UnavailableError(f"--digits {arguments.digits}: there are only "
                                    f"{len(training[1])} beside those held out")
@@ -144,62 +129,53 @@ class Trainer:
             training = [tensor[chosen[:arguments.digits]] for tensor in training]
         self.training = training
 
-    def train(self, settings, seed, after_epoch=None):
-        """(network, history, whether it diverged); the history ends early where it did."""
+    def train(self, settings, seed):
+        """Yield after each epoch the `Run`, and whether it diverged, which ends it."""
         network, recipe = self.plan.recipe(settings, seed)
         name, make = find_network(network)
-        net = new_network(name, make, self.image_set, recipe, self.device)
-        run = Run(net, self.image_set, recipe, self.training, self.held_out)
-        for line in train(run):
-            if not math.isfinite(line["train_loss"] + line["loss"]):
-                return run.net, run.history, True
-            if after_epoch:
-                after_epoch(run.history)
-        return run.net, run.history, False
+        net = loop.new_network(name, make, self.image_set, recipe, self.device)
+        run = loop.Run(net, self.image_set, recipe, self.training, self.held_out)
+        for line in loop.train(run):
+            diverged = not math.isfinite(line["train_loss"] + line["loss"])
+            yield run, diverged
+            if diverged:
+                return
 
     def objective(self, trial):
         """The mean held-out accuracy over the seeds of a trial's settings; 0 where one diverged."""
-        settings = suggest(trial, self.plan.space)
+        settings = plans.suggest(trial, self.plan.space)
         accuracies, seconds, any_diverged = [], 0.0, False
-
-        def note(history, diverged=False):
-            """Keep what is known so far, so that a training that is stopped early has a row."""
-            facts = {"settings": settings, "accuracies": accuracies + [history[-1]["accuracy"]],
-                     "seconds": seconds + sum(line["seconds"] for line in history),
-                     "epochs": len(history), "diverged": diverged}
-            for name, value in facts.items():
-                trial.set_user_attr(name, value)
-
-        def after_epoch(history):
-            note(history)
-            if self.plan.kind == "tune" and not accuracies:
-                trial.report(history[-1]["accuracy"], len(history))
-                if len(history) < settings.get("epochs", Recipe().epochs) and trial.should_prune():
-                    raise import_optuna().TrialPruned()
-
         for seed in range(self.plan.arguments.seeds):
-            _, history, diverged = self.train(settings, seed, after_epoch)
-            any_diverged = any_diverged or diverged
-            note(history, any_diverged)
-            accuracies.append(history[-1]["accuracy"])
-            seconds += sum(line["seconds"] for line in history)
+            for run, diverged in self.train(settings, seed):
+                history, any_diverged = run.history, any_diverged or diverged
+                # Kept after each epoch, so that a training that is stopped early has a row.
+                facts = {"settings": settings, "accuracies": accuracies + [history[-1]["accuracy"]],
+                         "seconds": seconds + sum(line["seconds"] for line in history),
+                         "epochs": len(history), "diverged": any_diverged}
+                for name, value in facts.items():
+                    trial.set_user_attr(name, value)
+                if self.plan.kind == "tune" and not accuracies and not diverged:
+                    trial.report(history[-1]["accuracy"], len(history))
+                    if len(history) < run.recipe.epochs and trial.should_prune():
+                        raise studies.import_optuna().TrialPruned()
+            accuracies, seconds = facts["accuracies"], facts["seconds"]
         return 0.0 if any_diverged else sum(accuracies) / len(accuracies)
 
 
 def make_study(plan, arguments):
     """Optuna's study, with the sampler that its kind asks for."""
-    optuna = import_optuna()
+    optuna = studies.import_optuna()
     if plan.kind == "tune":
         sampler = optuna.samplers.TPESampler(n_startup_trials=8, constant_liar=True,
                                              seed=arguments.worker)
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     else:
-        sampler, pruner = optuna.samplers.GridSampler(plan.space, seed=0), None
-    study = open_study(open_storage(arguments.storage),
-                       arguments.study or f"{plan.kind}-{plan.name}", plan.description(), sampler,
-                       pruner)
+        sampler = optuna.samplers.GridSampler(plan.space, seed=0)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)  # for tune
+    study = studies.open_study(studies.open_storage(arguments.storage),
+                               arguments.study or f"{plan.kind}-{plan.name}", plan.description(),
+                               sampler, pruner)
     if plan.kind == "tune":
-        study.enqueue_trial(default_point(plan.space), skip_if_exists=True)
+        study.enqueue_trial(plans.default_point(plan.space), skip_if_exists=True)
     return study
 
 
@@ -209,22 +185,22 @@ def search(arguments):
     if image_set.task != "classification":
         raise UnavailableError("a study compares accuracies, and these images have values to "
                                "predict")
-    plan = Plan(arguments, image_set)
+    plan = plans.Plan(arguments, image_set)
     trainer = Trainer(plan)
     study = make_study(plan, arguments)
     if arguments.worker:
-        work(study, plan, trainer, {trial.number for trial in done(study)})
+        work(study, plan, trainer, {trial.number for trial in studies.done(study)})
         return 0
     print(f"study {study.study_name} in {arguments.storage}: {plan.trials} trials, "
-          f"{len(done(study))} done; {len(trainer.training[1])} images to train on, "
-          f"{len(trainer.held_out[1])} "
-          "held out", flush=True)
+          f"{len(studies.done(study))} done; {len(trainer.training[1])} images to train on, "
+          f"{len(trainer.held_out[1])} held out", flush=True)
     helpers = start_workers(arguments)
     status = 0
-    told = {trial.number for trial in done(study)}
+    told = {trial.number for trial in studies.done(study)}
     try:
         work(study, plan, trainer, told)
-        wait_for(helpers)
+        for process in helpers:
+            process.wait()
         report_new(study, plan, told)
         choose(study, plan, trainer)
     except KeyboardInterrupt:
@@ -243,16 +219,16 @@ def work(study, plan, trainer, told):
         if len(told) >= plan.trials:
             study.stop()
 
-    if len(done(study)) < plan.trials:
+    if len(studies.done(study)) < plan.trials:
         study.optimize(trainer.objective, callbacks=[after_each])
 
 
 def report_new(study, plan, told):
     """Print the trials that were done since, also by other workers, and add them to `told`."""
-    for trial in done(study):
+    for trial in studies.done(study):
         if trial.number not in told:
             told.add(trial.number)
-            report(plan, row_of(trial), len(told))
+            report(plan, studies.row_of(trial), len(told))
 
 
 def start_workers(arguments):
@@ -263,24 +239,16 @@ def start_workers(arguments):
             for number in range(1, arguments.workers)]
 
 
-def wait_for(helpers):
-    """Wait until the other processes have done what they are at."""
-    for process in helpers:
-        process.wait()
-
-
 def stop_workers(helpers):
     """Have the other processes end, if they haven't, and say what one of them died of."""
-    deadline = time.monotonic() + 3
     for process in helpers:
         try:  # a terminal's Ctrl-C has reached it already
-            process.wait(max(0, deadline - time.monotonic()))
+            process.wait(3)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + 10
     for process in helpers:
         try:
-            _, said = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            _, said = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             _, said = process.communicate()
@@ -290,19 +258,17 @@ def stop_workers(helpers):
 
 def choose(study, plan, trainer):
     """Evaluate the best settings on the test images, once; the study remembers the result."""
-    best = ranking(study)[0]
+    best = studies.ranking(study)[0]
     chosen = study.user_attrs.get("choice")
     if best["diverged"] or chosen and chosen["settings"] == best["settings"]:
         return  # every training diverged, or the test images were read already
-    net, _, _ = trainer.train(best["settings"], seed=0)
+    *_, (run, _) = trainer.train(best["settings"], seed=0)  # after its last epoch
     arguments = plan.arguments
-    test = to_tensors(load_images(trainer.image_set, "test", arguments.data, arguments.data_dir),
-                      trainer.device)
-    result = evaluate(net, trainer.image_set, test)
+    data = load_images(trainer.image_set, "test", arguments.data, arguments.data_dir)
+    result = loop.evaluate(run.net, trainer.image_set, loop.to_tensors(data, trainer.device))
     study.set_user_attr("choice", {
         "settings": best["settings"], "command": plan.command(best["settings"]),
-        "test_loss": result["loss"],
-        "test_accuracy": result["accuracy"]})
+        "test_loss": result["loss"], "test_accuracy": result["accuracy"]})
 
 
 # --- Showing --------------------------------------------------------------------------------------
@@ -310,24 +276,29 @@ def choose(study, plan, trainer):
 
 def report(plan, row, number):
     """Print the line of a trial that is done, the `number`th."""
-    print(f"{number}/{max(number, plan.trials)}  {describe_settings(plan, row['settings'])}: "
+    settings = ", ".join(f"{dashed(name)} {tables.setting_text(row['settings'][name])}"
+                         for name in plan.varied)
+    accuracy = "diverged, 0 %" if row["diverged"] else f"{row['mean'] * 100:.2f} %"
+    if row["deviation"] is not None and not row["diverged"]:
+        accuracy += f" ± {row['deviation'] * 100:.2f}"
+    print(f"{number}/{max(number, plan.trials)}  {settings}: "
           + ("stopped early, " if row["pruned"] else "")
-          + f"{accuracy_text(row)} of the held-out images, {row['seconds']:.1f} s", flush=True)
+          + f"{accuracy} of the held-out images, {row['seconds']:.1f} s", flush=True)
 
 
 def show(study, plan, trainer):
     """Print the table and what to do with it, write record and plot."""
-    arguments, rows = plan.arguments, ranking(study)
+    arguments, rows = plan.arguments, studies.ranking(study)
     if not rows:
         return  # stopped before the first was done
-    alike = as_good_as_the_best(rows, len(trainer.held_out[1]))
+    alike = studies.as_good_as_the_best(rows, len(trainer.held_out[1]))
     rows = [dict(row, as_good_as_the_best=row in alike) for row in rows]
     choice = study.user_attrs.get("choice")
     record = {"schema": 1, "machine": machine_record(), "study": study.user_attrs["description"],
               "trained_on": len(trainer.training[1]), "held_out": len(trainer.held_out[1]),
               "points": plan.trials, "varied": plan.varied, "rows": rows,
               "choice": choice}
-    print("\n" + format_study(record))
+    print("\n" + tables.format_study(record))
     if choice:
         print(f"\nThe choice has an accuracy of {choice['test_accuracy']:.2%} on the test images, "
               f"trained on {len(trainer.training[1])} images. To train it on all of them:\n"
@@ -336,19 +307,6 @@ def show(study, plan, trainer):
         save_json(arguments.json, record)
     if arguments.plot:
         plot_study(arguments.plot, record)
-
-
-def describe_settings(plan, settings):
-    """The settings that are varied, in words."""
-    return ", ".join(f"{dashed(name)} {setting_text(settings[name])}" for name in plan.varied)
-
-
-def accuracy_text(row):
-    """ "99.21 % ± 0.04", or that it diverged."""
-    if row["diverged"]:
-        return "diverged, 0 %"
-    deviation = row["deviation"]
-    return f"{row['mean'] * 100:.2f} %" + ("" if deviation is None else f" ± {deviation:.2%}"[:-1])
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from mnist.cli import (
     BELOW_1,
     SHARE,
     add_flags,
-    keep_stdout_for_json,
     make_parser,
     positive_int,
     run_program,
 )
 from mnist.errors import MNISTError, UnavailableError, warn
 from mnist.files import check_writable, digest, save_json
+from mnist.machine import machine_record
 from mnist.training.recipe import LEARNING_RATES, TEACHER_SHARE, USUAL_BATCH, Recipe, usual_batch
 
 DEFAULTS = Recipe()
@@ -48,8 +48,8 @@ class DivergedError(MNISTError):
 def main():
     arguments = parse_arguments()
     import_library()
-    keep_stdout_for_json(arguments.json)
-    device = choose_device(arguments.device)
+    plots.check_outputs(arguments)
+    device = engines.choose_device(arguments.device)
     with process_group(device) as (rank, world):
         if rank > 0:
             sys.stdout = open(os.devnull, "w")
@@ -58,54 +58,27 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global batches_of, begin, check_plot, choose_device, count_macs, count_parameters
-    global default_network, evaluate, find_image_set, find_network, has_bfloat16, hold_out
-    global known_answers, load_images, load_network, machine_record, new_network, np
-    global plot_training, save_weights, set_threads, to_tensors, torch, train_and_save
-    global trained_path, weights_digest
-    global Normalised, Run, Transfer
+    global MNISTmodel, Normalised, Transfer, engines, find_image_set, find_network, known_answers
+    global load_images, loop, np, plots, state, torch, weights
     import numpy as np
     import torch
 
-    from mnist.bench.plots import check_plot, plot_training
+    import MNISTmodel
+    from mnist.bench import plots
     from mnist.bench.reference import known_answers
-    from mnist.engines.registry import choose_device, set_threads
-    from mnist.machine import machine_record
+    from mnist.engines import registry as engines
+    from mnist.models import weights
     from mnist.models.backbones import Transfer
     from mnist.models.fold import Normalised
     from mnist.models.registry import find_network
-    from mnist.models.weights import (
-        default_network,
-        load_network,
-        save_weights,
-        trained_path,
-        weights_digest,
-    )
-    from mnist.training.loop import (
-        Run,
-        batches_of,
-        evaluate,
-        has_bfloat16,
-        hold_out,
-        new_network,
-        to_tensors,
-    )
-    from mnist.training.state import begin, train_and_save
+    from mnist.training import loop, state
     from MNISTdsource import find_image_set, load_images
-    from MNISTmodel import count_macs, count_parameters
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads", "plot")
-    add_what_is_trained(parser)
-    add_recipe(parser)
-    add_flags_of_files(parser)
-    return parser.parse_args()
-
-
-def add_what_is_trained(parser):
-    parser.set_defaults(data="mnist")
+    add_flags(parser, "data", "data-dir", "image-size", "channels", "device", "threads", "plot",
+              data="mnist")
     parser.add_argument("--network", metavar="NAME",
                         help="the network to train: a built-in one, or FILE.py:CLASS for your own "
                              "(default: net, for pictures in colour pooled-80, for "
@@ -115,9 +88,6 @@ def add_what_is_trained(parser):
                         help="weights of a built-in network, or of TransferMNIST.py, whose outputs "
                              "are learned along with the targets (distillation): "
                              f"{TEACHER_SHARE:g} of the loss")
-
-
-def add_recipe(parser):
     parser.add_argument("--epochs", type=positive_int, default=DEFAULTS.epochs, metavar="N",
                         help="passes over the training images (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N",
@@ -146,9 +116,6 @@ def add_recipe(parser):
                              "has it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N",
                         help="default: %(default)s")
-
-
-def add_flags_of_files(parser):
     parser.add_argument("--validate", action="store_true",
                         help="hold out a sixth of the training images and show the score on them; "
                              "the test images are read once, at the end")
@@ -160,6 +127,7 @@ def add_flags_of_files(parser):
                              "the weights, NetMNIST.json)")
     parser.add_argument("--resume", action="store_true",
                         help="go on after the last completed epoch of the same command")
+    return parser.parse_args()
 
 
 @contextlib.contextmanager
@@ -168,63 +136,64 @@ def process_group(device):
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
-    import torch
-    import torch.distributed as dist
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
     finally:
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 def train_network(arguments, device, rank, world):
     """The whole job: data, network, epochs, weights, record."""
     image_set = find_image_set(arguments.data, arguments.image_size, arguments.channels)
-    name, make = find_network(arguments.network or default_network(image_set))
+    name, make = find_network(arguments.network or weights.default_network(image_set))
     choose_files(arguments, name, image_set)
-    set_threads(arguments.threads)
+    engines.set_threads(arguments.threads)
     data = load_images(image_set, "train", arguments.data, arguments.data_dir)
     recipe = make_recipe(arguments, device, len(data.targets))
     if recipe.batch_size < world:
         raise UnavailableError(f"--batch-size {recipe.batch_size} is too small for "
                                f"{world} processes")
-    net = new_network(name, make, image_set, recipe, device)
+    net = loop.new_network(name, make, image_set, recipe, device)
     teacher = find_teacher(arguments.teacher, image_set)
-    training, watched = choose_images(data, image_set, arguments, device)
-    run = Run(net, image_set, recipe, training, watched, teacher and teacher.net, rank, world)
+    if arguments.validate:
+        training, watched = loop.hold_out(data, device)
+    else:
+        training = loop.to_tensors(data, device)
+        watched = test_images(image_set, arguments, device)
+    run = loop.Run(net, image_set, recipe, training, watched, teacher and teacher.net, rank, world)
     settings = dict(recipe._asdict(), precision="bf16" if run.bfloat16 else "fp32", network=name,
                     teacher=arguments.teacher, data=data.source, data_sha256=data.digest,
                     validate=arguments.validate)
     describe_run(run, settings, teacher)
     state_file = arguments.output + ".resume"
-    begin(state_file, settings, run, arguments.resume)
+    state.begin(state_file, settings, run, arguments.resume)
     try:
-        for line in train_and_save(run, state_file, settings):
+        for line in state.train_and_save(run, state_file, settings):
             report_epoch(line, arguments, run)
         if rank == 0:
             check_converged(run, data)
     except DivergedError:  # there is nothing to go on with
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(state_file)
+        state.forget(state_file)
         raise
     if rank == 0:
         finish(run, arguments, settings, state_file, data)
 
 
-def find_teacher(weights, image_set):
+def find_teacher(path, image_set):
     """The `Network` that is learned from, or None. Raises UnavailableError where it doesn't fit."""
-    if not weights:
+    if not path:
         return None
-    teacher = load_network(weights, image_set=image_set)
+    teacher = weights.load_network(path, image_set=image_set)
     theirs = teacher.image_set
     if theirs.classes != image_set.classes:
-        raise UnavailableError(f"--teacher {weights} is of {theirs.name}, not of {image_set.name}")
+        raise UnavailableError(f"--teacher {path} is of {theirs.name}, not of {image_set.name}")
     if theirs.shape != image_set.shape and not (
             isinstance(teacher.net, Transfer) and theirs.shape[0] == image_set.shape[0]):
         raise UnavailableError("--teacher {} takes images of {}×{}×{}, not of {}×{}×{}".format(
-            weights, *theirs.shape + image_set.shape))
+            path, *theirs.shape + image_set.shape))
     return teacher._replace(net=Normalised(teacher.net, theirs, given=image_set))
 
 
@@ -242,13 +211,12 @@ def describe_run(run, settings, teacher):
 def finish(run, arguments, settings, state_file, data):
     """Write the weights and the record, and say what came out."""
     try:
-        save_weights(run.net, arguments.output, settings["network"], run.image_set)
+        weights.save_weights(run.net, arguments.output, settings["network"], run.image_set)
     except MNISTError as error:
         raise MNISTError(f"{error}\nnothing is lost: the same command with --resume writes them "
                          f"from {state_file}") from error
     result = report_result(arguments, run, data)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(state_file)
+    state.forget(state_file)
     write_record(arguments, run, settings, result, data)
 
 
@@ -261,7 +229,7 @@ def check_converged(run, data):
     same = int(torch.bincount(run.watched[1]).max())  # right where always the same class is named
     if last["right"] > (1.5 if last["loss"] > 5 * math.log(image_set.outputs) else 1) * same:
         return
-    steps = run.recipe.epochs * len(batches_of(len(run.training[1]), run.recipe.batch_size))
+    steps = run.recipe.epochs * len(loop.batches_of(len(run.training[1]), run.recipe.batch_size))
     if steps < FEW_STEPS and last["loss"] < 2 * math.log(image_set.outputs):
         warn(f"no better than guessing after {steps} step{'' if steps == 1 else 's'}: more "
              "--epochs or a smaller --batch-size may help")
@@ -280,16 +248,13 @@ def check_converged(run, data):
 
 def choose_files(arguments, name, image_set):
     """Set --output and --json where they weren't given, and find out before the training, not
-    after it, that one of the files can't be written."""
+    after it, that the weights can't be written."""
     if arguments.output is None:
-        stem, extension = os.path.splitext(trained_path(name, image_set))
+        stem, extension = os.path.splitext(weights.trained_path(name, image_set))
         arguments.output = stem + ("-validate" if arguments.validate else "") + extension
     if arguments.json is None:
         arguments.json = os.path.splitext(arguments.output)[0] + ".json"
     check_writable("--output", arguments.output)
-    check_writable("--json", arguments.json)
-    if arguments.plot:
-        check_plot("--plot", arguments.plot)
 
 
 def make_recipe(arguments, device, images):
@@ -298,24 +263,15 @@ def make_recipe(arguments, device, images):
     if recipe.batch_size is None:
         recipe = recipe._replace(batch_size=usual_batch(images))
     recipe = recipe._replace(lr=recipe.peak())
-    if recipe.precision == "bf16" and not has_bfloat16(device):
+    if recipe.precision == "bf16" and not loop.has_bfloat16(device):
         warn(f"--precision bf16: this {device} has no bfloat16 arithmetic; it will be slow")
     return recipe
 
 
-def choose_images(data, image_set, arguments, device):
-    """(training images, those to watch the score on), as `to_tensors` gives them.
-
-    With --validate the latter are held-out training images, else the test images.
-    """
-    if arguments.validate:
-        return hold_out(data, device)
-    return to_tensors(data, device), test_images(image_set, arguments, device)
-
-
 def test_images(image_set, arguments, device):
     """The test images, as `to_tensors` gives them."""
-    return to_tensors(load_images(image_set, "test", arguments.data, arguments.data_dir), device)
+    data = load_images(image_set, "test", arguments.data, arguments.data_dir)
+    return loop.to_tensors(data, device)
 
 
 def score_text(result, number):
@@ -344,7 +300,7 @@ def report_result(arguments, run, data):
     """Print the closing lines; gives the result as a dict for the record."""
     if arguments.validate:
         test = test_images(run.image_set, arguments, run.device)
-        result = evaluate(run.net, run.image_set, test)
+        result = loop.evaluate(run.net, run.image_set, test)
     else:  # the last epoch's line was of the test images already
         test, result = run.watched, run.history[-1]
     number = len(test[1])
@@ -365,7 +321,7 @@ def without_copies(run, data, test):
     new = torch.tensor([image.tobytes() not in known for image in images], device=run.device)
     if new.all() or not new.any():
         return {}
-    result = evaluate(run.net, run.image_set, [tensor[new] for tensor in test])
+    result = loop.evaluate(run.net, run.image_set, [tensor[new] for tensor in test])
     copies = int((~new).sum())
     print(f"{copies} of the test images {'is' if copies == 1 else 'are'} also among the training "
           f"images; {score_text(result, int(new.sum()))} on the others")
@@ -382,14 +338,13 @@ def write_record(arguments, run, settings, result, data):
         "teacher_sha256": arguments.teacher and file_digest(arguments.teacher),
         "weights": {"file": os.path.basename(arguments.output),
                     "sha256": file_digest(arguments.output),
-                    "parameters": count_parameters(net),
-                    "macs": count_macs(net, run.image_set.shape)},
-        "known": dict(known_answers(net, run.image_set, data.images),
-                      weights_sha256=weights_digest(net)),
+                    "parameters": MNISTmodel.count_parameters(net),
+                    "macs": MNISTmodel.count_macs(net, run.image_set.shape)},
+        "known": known_answers(net, run.image_set, data.images),
         "epochs": run.history, "result": result}
     save_json(arguments.json, record)
     if arguments.plot:
-        plot_training(arguments.plot, record)
+        plots.plot_training(arguments.plot, record)
 
 
 def file_digest(path):

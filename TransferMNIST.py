@@ -13,20 +13,13 @@ the names of the classes: every other program, engine and the server take pictur
 docs/transfer.md goes from photos to the engine.
 """
 
-import contextlib
 import os
 import time
 
-from mnist.cli import (
-    ABOVE_0,
-    add_flags,
-    make_parser,
-    positive_int,
-    run_program,
-    show_progress,
-)
+from mnist.cli import ABOVE_0, add_flags, make_parser, positive_int, run_program, show_progress
 from mnist.errors import UnavailableError
 from mnist.files import ROOT, save_json
+from mnist.machine import machine_record, ram_gib
 
 HEAD_RATE, HEAD_EPOCHS = 3e-3, 40  # AdamW, on the features
 SCRATCH_RATE = 2e-3  # for a network that knows nothing yet
@@ -36,11 +29,10 @@ WATCHED = 500  # test images that progress is shown on; all are read at the end
 
 def main():
     arguments = parse_arguments()
-    from mnist.bench.plots import check_outputs
-    check_outputs(arguments)
     import_library()
-    set_threads(arguments.threads)
-    device = choose_device(arguments.device)
+    plots.check_outputs(arguments)
+    engines.set_threads(arguments.threads)
+    device = engines.choose_device(arguments.device)
     image_set = the_image_set(arguments)
     data, test = (load_images(image_set, split, arguments.data, arguments.data_dir)
                   for split in ("train", "test"))
@@ -55,24 +47,20 @@ def main():
 
 def import_library():
     """Import what the work needs: only now, so that --help answers at once."""
-    global begin, calls, choose_device, count_parameters, evaluate, find_image_set, find_network
-    global known_answers, load_images, load_pretrained, machine_record, new_network, np, read_state
-    global reference_log_probs, save_weights, set_threads, statistics_of, to_tensors, torch
-    global train_and_save, transfer_name, weights_digest, Images, Network, Recipe, Run
+    global MNISTmodel, Recipe, backbones, engines, find_image_set, find_network, known_answers
+    global load_images, loop, np, plots, state, torch, weights
     import numpy as np
     import torch
 
+    import MNISTmodel
+    from mnist.bench import plots
     from mnist.bench.reference import known_answers
-    from mnist.engines.registry import choose_device, reference_log_probs, set_threads
-    from mnist.machine import machine_record
-    from mnist.models.backbones import load_pretrained, statistics_of, transfer_name
+    from mnist.engines import registry as engines
+    from mnist.models import backbones, weights
     from mnist.models.registry import find_network
-    from mnist.models.weights import Network, read_state, save_weights, weights_digest
-    from mnist.training.loop import Run, evaluate, new_network, to_tensors
+    from mnist.training import loop, state
     from mnist.training.recipe import Recipe
-    from mnist.training.state import begin, train_and_save
-    from MNISTdsource import Images, find_image_set, load_images
-    from MNISTmodel import calls, count_parameters
+    from MNISTdsource import find_image_set, load_images
 
 
 def parse_arguments():
@@ -134,7 +122,7 @@ def the_image_set(arguments):
     """The set that is trained on, normalised as the backbone was trained."""
     image_set = find_image_set(arguments.data, arguments.image_size or arguments.size,
                                1 if arguments.channels == "1" else 3, arguments.task)
-    mean, std = statistics_of(arguments.backbone)
+    mean, std = backbones.statistics_of(arguments.backbone)
     if image_set.shape[0] == 1:
         mean, std = ((sum(values) / 3,) for values in (mean, std))
     return image_set._replace(mean=mean, std=std, augment={
@@ -179,19 +167,20 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
     """(the trained `Network`, its result on all test images, a dict)."""
     pretrained = pretrained or arguments.pretrained
     regression = image_set.task == "regression"
-    name, make = find_network(transfer_name(arguments.backbone, arguments.size,
-                                            arguments.channels == "bgr", regression))
+    name, make = find_network(backbones.transfer_name(arguments.backbone, arguments.size,
+                                                      arguments.channels == "bgr", regression))
     what = arguments.train or default_part()
     scratch = pretrained == "none"
     recipe = Recipe(epochs=arguments.epochs, batch_size=min(arguments.batch_size, len(data.images)),
                     optimizer="adamw", lr=SCRATCH_RATE if scratch else arguments.lr,
                     weight_decay=0.01, label_smoothing=0.0 if regression else 0.1, augment=1.0,
                     seed=seed)
-    net = new_network(name, make, image_set, recipe, device)
+    net = loop.new_network(name, make, image_set, recipe, device)
     if not scratch:
         path = None if pretrained == "imagenet" else os.path.expanduser(pretrained)
-        print(f"backbone: {arguments.backbone}, {load_pretrained(net, read_state, path)}")
-    training = to_tensors(data, device)
+        origin = backbones.load_pretrained(net, weights.read_state, path)
+        print(f"backbone: {arguments.backbone}, {origin}")
+    training = loop.to_tensors(data, device)
     print(f"training on {len(data.images)} images of {data.source}: {name}, {what}")
     started = time.perf_counter()
     if what == "head" and not scratch:
@@ -201,24 +190,25 @@ def transfer(arguments, image_set, data, test, device, seed, pretrained=None):
             keep_all_but_the_last(net)
         print(f"this takes up to {memory_needed(net, image_set, recipe.batch_size):.1f} GiB of "
               "memory beside torch itself")
-        run = Run(net, image_set, recipe, training, some_of(test, device))
+        run = loop.Run(net, image_set, recipe, training, some_of(test, device))
         settings = dict(recipe._asdict(), network=name, pretrained=os.path.basename(pretrained),
                         train=what, data=data.source, data_sha256=data.digest,
                         images=len(data.images))
-        begin(state_path(arguments), settings, run, arguments.resume)
+        state_file = arguments.output + ".resume"
+        state.begin(state_file, settings, run, arguments.resume)
         if not scratch and not arguments.resume:
             train_head(net, image_set, training, seed)
-        for line in train_and_save(run, state_path(arguments), settings):
+        for line in state.train_and_save(run, state_file, settings):
             report_epoch(line, run)
     net.eval()
-    result = dict(evaluate(net, image_set, to_tensors(test, device)),
+    result = dict(loop.evaluate(net, image_set, loop.to_tensors(test, device)),
                   seconds=time.perf_counter() - started)
-    return Network(net.cpu(), image_set, name), result
+    return weights.Network(net.cpu(), image_set, name), result
 
 
 def default_part():
     """What is trained where nothing is said: on a small machine the head alone."""
-    memory = machine_record()["ram_gib"]
+    memory = ram_gib()
     if memory and memory < SMALL_MEMORY:
         print(f"this machine has {memory} GiB of memory: the head alone is trained (--train all "
               "tries more)")
@@ -231,9 +221,9 @@ def memory_needed(net, image_set, batch_size):
     and each parameter with its gradient and AdamW's two averages, in float32."""
     x = torch.zeros((1,) + tuple(image_set.shape), device=net.head.weight.device)
     with torch.no_grad():
-        made, _ = calls(net.eval(), x)
+        made, _ = MNISTmodel.calls(net.eval(), x)
     outputs = sum(call.output.numel() for call in made)
-    return 4 * (batch_size * outputs + 4 * count_parameters(net)) / 2 ** 30
+    return 4 * (batch_size * outputs + 4 * MNISTmodel.count_parameters(net)) / 2 ** 30
 
 
 def train_head(net, image_set, training, seed):
@@ -245,12 +235,11 @@ def train_head(net, image_set, training, seed):
     if image_set.augment == "pictures":
         features = torch.cat([features, features_of(net, image_set, images.flip(3))])
         targets = torch.cat([targets, targets])
-    from mnist.training.loop import loss_of
     optimiser = torch.optim.AdamW(net.head.parameters(), lr=HEAD_RATE, weight_decay=0.01)
     smoothing = 0.1 if image_set.task == "classification" else 0
     for _ in range(HEAD_EPOCHS):
         for batch in torch.randperm(len(features)).to(features.device).split(100):
-            loss = loss_of(net.outputs_of(features[batch]), targets[batch], smoothing)
+            loss = loop.loss_of(net.outputs_of(features[batch]), targets[batch], smoothing)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -278,7 +267,8 @@ def keep_all_but_the_last(net):
 def some_of(test, device):
     """A few of the test images, to watch the score on: as `to_tensors` gives them."""
     some = np.random.RandomState(0).permutation(len(test.images))[:WATCHED]
-    return to_tensors(test._replace(images=test.images[some], targets=test.targets[some]), device)
+    return loop.to_tensors(test._replace(images=test.images[some], targets=test.targets[some]),
+                           device)
 
 
 def report_epoch(line, run):
@@ -289,30 +279,19 @@ def report_epoch(line, run):
           f"{len(run.watched[1])} test images", flush=True)
 
 
-def state_path(arguments):
-    """Where the state of an unfinished training is."""
-    return arguments.output + ".resume"
-
-
-def forget_state(arguments):
-    """Remove the state of a training that is finished."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(state_path(arguments))
-
-
 # --- What comes out -------------------------------------------------------------------------------
 
 
 def finish(arguments, network, result, data, test):
     """Write the weights, the record and the plot, and say what came out."""
     image_set = network.image_set
-    save_weights(network.net, arguments.output, network.name, image_set)
-    forget_state(arguments)
+    weights.save_weights(network.net, arguments.output, network.name, image_set)
+    state.forget(arguments.output + ".resume")
     text = f"{image_set.metric} {image_set.format_score(result[image_set.metric])}"
     print(f"saved {arguments.output}\n{result['seconds']:.1f} s, {text} on the test images")
     outputs = None
     if image_set.task == "regression" or arguments.plot:
-        outputs = reference_log_probs(network, test.images)
+        outputs = engines.reference_log_probs(network, test.images)
     if image_set.task == "regression":
         report_values(image_set, data.targets, test.targets, outputs)
     record = {
@@ -320,13 +299,11 @@ def finish(arguments, network, result, data, test):
         "settings": {key: value for key, value in vars(arguments).items()
                      if key not in ("output", "json", "plot", "data_dir")},
         "data": data.source, "data_sha256": data.digest, "result": result,
-        "known": dict(known_answers(network.net, image_set, data.images),
-                      weights_sha256=weights_digest(network.net))}
+        "known": known_answers(network.net, image_set, data.images)}
     save_json(arguments.json or os.path.splitext(arguments.output)[0] + ".json", record)
     if arguments.plot:
-        from mnist.bench.plots import plot_mistakes
-        plot_mistakes(arguments.plot, test.images, test.targets, outputs,
-                      network._replace(origin=os.path.basename(arguments.output)))
+        plots.plot_mistakes(arguments.plot, test.images, test.targets, outputs,
+                            network._replace(origin=os.path.basename(arguments.output)))
 
 
 def report_values(image_set, training_targets, targets, outputs):
@@ -348,7 +325,7 @@ def draw_curve(arguments, image_set, data, test, device):
             for seed in range(arguments.seeds):
                 _, result = transfer(arguments, image_set, choose(data, number, seed), test, device,
                                      seed, pretrained)
-                forget_state(arguments)
+                state.forget(arguments.output + ".resume")
                 name = os.path.basename(pretrained)
                 rows.append({"per_class": number, "pretrained": name, "seed": seed,
                              "score": result[image_set.metric], "seconds": result["seconds"]})
@@ -366,8 +343,7 @@ def draw_curve(arguments, image_set, data, test, device):
 
 def plot_curve(path, image_set, rows):
     """Draw the scores of a curve's rows, with the spread of their seeds."""
-    from mnist.bench.plots import new_figure, save_figure
-    figure = new_figure(6, 4, dpi=120)
+    figure = plots.new_figure(6, 4, dpi=120)
     panel = figure.add_subplot()
     for pretrained, style in (("none", "s--"), (None, "o-")):
         own = [row for row in rows if (row["pretrained"] == "none") == (pretrained == "none")]
@@ -385,7 +361,7 @@ def plot_curve(path, image_set, rows):
     panel.grid(alpha=0.3)
     panel.legend()
     figure.tight_layout()
-    save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -14,28 +14,30 @@ They take turns of a few milliseconds, since the speed of a machine drifts. The 
 over all turns; between brackets the quartiles, which say how far to trust it.
 """
 
+import functools
 import os
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import numpy as np
+import torch
+
 from mnist.cli import add_flags, make_parser, run_program
+from mnist.engines.registry import open_engine, set_threads, why_not
+from MNISTdsource import load_images, network_of_flags
 
 TURNS = 101
 
 
 def main():
     parser = make_parser(__doc__)
-    add_flags(parser, "data", "data-dir", "network", "weights", "batch-size", "threads")
+    add_flags(parser, "data", "data-dir", "network", "weights", "trust-pickle", "batch-size",
+              "threads")
     arguments = parser.parse_args()
-
-    from mnist.engines.registry import open_engine, set_threads, why_not
-    from mnist.models.weights import load_network
-    from MNISTdsource import find_image_set, load_images
     print(f"{set_threads(arguments.threads)} threads")
-    network = load_network(arguments.weights, arguments.network,
-                           arguments.data and find_image_set(arguments.data))
+    network = network_of_flags(arguments)
     images = load_images(network.image_set, "test", arguments.data, arguments.data_dir).images
     for name, make_bare in BARE.items():
         if why_not(name):
@@ -71,8 +73,6 @@ def seconds(call, batches):
 
 
 def bare_torch(engine, batches):
-    import torch
-
     def call(x):
         with torch.inference_mode():
             return engine.net(x)
@@ -80,29 +80,19 @@ def bare_torch(engine, batches):
     return call, [engine.prepare(batch) for batch in batches]
 
 
-def bare_onnxruntime(engine, batches):
+def bare_graph(engine, batches):
+    run = engine.request.infer if engine.name == "openvino" else functools.partial(
+        engine.session.run_with_iobinding, engine.binding)
+
     def call(x):
         engine.pixels[:] = x
-        engine.session.run_with_iobinding(engine.binding)
+        run()
 
-    return call, pixels(batches)
-
-
-def bare_openvino(engine, batches):
-    def call(x):
-        engine.pixels[:] = x
-        engine.request.infer()
-
-    return call, pixels(batches)
-
-
-def pixels(batches):
-    import numpy as np
-    return [batch.astype(np.float32) for batch in batches]
+    return call, [batch.astype(np.float32) for batch in batches]
 
 
 # For each engine, what makes the bare call and its ready batches.
-BARE = {"torch": bare_torch, "onnxruntime": bare_onnxruntime, "openvino": bare_openvino}
+BARE = {"torch": bare_torch, "onnxruntime": bare_graph, "openvino": bare_graph}
 
 
 if __name__ == "__main__":

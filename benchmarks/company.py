@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
@@ -44,16 +43,12 @@ def main():
 
 def compare(*flags):
     """{key: row} of the rows that a run of CompareMNIST.py could measure."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "record.json")
-        done = subprocess.run([sys.executable, "CompareMNIST.py", "--json", path, *flags], cwd=HERE,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise MNISTError(f"CompareMNIST.py {' '.join(flags)}:\n{done.stderr}")
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)["rows"]
+    done = subprocess.run([sys.executable, "CompareMNIST.py", "--json", "-", *flags], cwd=HERE,
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise MNISTError(f"CompareMNIST.py {' '.join(flags)}:\n{done.stderr}")
     return {tuple(row[name] for name in KEYS): row["end_to_end"]
-            for row in rows if row["end_to_end"]}
+            for row in json.loads(done.stdout)["rows"] if row["end_to_end"]}
 
 
 def show(company, alone):

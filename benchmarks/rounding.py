@@ -15,7 +15,17 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import numpy as np
+import torch
+from torch import nn
+
+from mnist.bench.stopwatch import in_batches
 from mnist.cli import add_flags, make_parser, positive_int, run_program
+from mnist.engines.registry import ENGINES, open_engine, reference_log_probs, set_threads, why_not
+from mnist.models.fold import fold, rounded
+from mnist.models.weights import SHIPPED, load_network
+from MNISTdsource import find_image_set, load_images
+from MNISTmodel import NETWORKS
 
 
 def main():
@@ -24,16 +34,13 @@ def main():
     parser.add_argument("--images", type=positive_int, default=10000, metavar="N",
                         help="the first N training images (default: %(default)s)")
     arguments = parser.parse_args()
-
-    from mnist.engines.registry import ENGINES, reference_log_probs, set_threads, why_not
-    from MNISTdsource import load_images
     set_threads(arguments.threads)
     for network in networks(arguments):
         data = load_images(network.image_set, "train", arguments.data, arguments.data_dir,
                            arguments.images)
-        images = data.images
-        print(f"{network.name}, {network.origin}, {len(images)} images ({data.source})", flush=True)
-        reference = reference_log_probs(network, images)
+        print(f"{network.name}, {network.origin}, {len(data.images)} images ({data.source})",
+              flush=True)
+        reference = reference_log_probs(network, data.images)
         for kind in ENGINES.values():
             if kind.is_baseline or kind.on_request:
                 continue
@@ -41,18 +48,16 @@ def main():
                 reason = why_not(kind.name, "cpu", precision)
                 if reason:
                     print(f"  {kind.name} {precision}: skipped, {reason}")
-                else:
-                    show(f"{kind.name} {precision}", engine_log_probs(
-                        kind.name, network, precision, images), reference)
-        for name, make in (("fp16, in torch's stead", half), ("tf32, rounded", tf32)):
-            show(name, log_probs_of(make(network), images), reference)
+                    continue
+                engine = open_engine(kind.name, network, "cpu", precision, 64)
+                show(f"{kind.name} {precision}", engine, data.images, reference)
+                engine.close()
+        show("fp16, in torch's stead", on_pixels(half(network)), data.images, reference)
+        show("tf32, rounded", on_pixels(tf32(network)), data.images, reference)
 
 
 def networks(arguments):
     """The network asked for, else every one of MNIST that is shipped."""
-    from mnist.models.weights import SHIPPED, load_network
-    from MNISTdsource import find_image_set
-    from MNISTmodel import NETWORKS
     image_set = find_image_set(arguments.data or "mnist")
     if arguments.network or arguments.weights or image_set.name != "mnist":
         return [load_network(arguments.weights, arguments.network, image_set)]
@@ -60,48 +65,29 @@ def networks(arguments):
     return [load_network(path) for path in paths if os.path.isfile(path)]
 
 
-def show(what, log_probs, reference):
-    import numpy as np
+def show(what, compute, images, reference):
+    """Print how far from the reference what `compute` makes of batches of images lies."""
+    log_probs = np.concatenate([compute(batch).copy() for batch in in_batches(images, 64)])
     changed = int((log_probs.argmax(1) != reference.argmax(1)).sum())
     print(f"  {what:24} largest difference {np.abs(log_probs - reference).max():.2g}, "
           f"{changed} predictions changed", flush=True)
 
 
-def engine_log_probs(name, network, precision, images):
-    """The log-probabilities of one engine, float32 (N, K)."""
-    import numpy as np
-
-    from mnist.bench.stopwatch import in_batches
-    from mnist.engines.registry import open_engine
-    engine = open_engine(name, network, "cpu", precision, 64)
-    log_probs = np.concatenate([engine(batch).copy() for batch in in_batches(images, 64)])
-    engine.close()
-    return log_probs
-
-
-def log_probs_of(net, images):
-    """The log-probabilities of a network that takes pixels, float32 (N, K)."""
-    import numpy as np
-    import torch
-
-    from mnist.bench.stopwatch import in_batches
-    with torch.no_grad():
-        return np.concatenate([net(torch.from_numpy(batch).float()).numpy()
-                               for batch in in_batches(images, 64)])
+def on_pixels(net):
+    """A network that takes pixels as a function of numpy's arrays."""
+    def compute(images):
+        with torch.no_grad():
+            return net(torch.from_numpy(images).float()).numpy()
+    return compute
 
 
 def half(network):
     """The network as fp16 engines compute it."""
-    from mnist.models.fold import fold, rounded
     return rounded(fold(network.net, network.image_set), "fp16")
 
 
 def tf32(network):
     """The network as a GPU computes it in TF32."""
-    import torch
-    from torch import nn
-
-    from mnist.models.fold import fold
     net = fold(network.net, network.image_set)
 
     def round_to_tf32(x):

@@ -11,11 +11,14 @@ the rates. Needs uvicorn for the plain function: pip install uvicorn httptools u
 """
 
 import contextlib
+import json
 import os
 import shutil
 import statistics
 import sys
 import tempfile
+import time
+import urllib.request
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
@@ -24,9 +27,9 @@ from serving_load import (
     CONNECTIONS,
     DELAY,
     binary_script,
+    forget_peak,
     json_script,
     memory,
-    peak_memory,
     plain_script,
     wrk,
 )
@@ -53,13 +56,12 @@ def main():
     options = parser.parse_args()
     for part in options.parts:
         if part not in PARTS:
-            raise UnavailableError(f"no part is called {part!r}; there are: {', '.join(PARTS)}")
+            parser.error(f"no part is called {part!r}; there are: {', '.join(PARTS)}")
     if not shutil.which("wrk"):
         raise UnavailableError("the load comes from wrk, which isn't installed: apt install wrk")
-    parts = options.parts or PARTS
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bench = Bench(options, folder, stack)
-        for part in parts:
+        for part in options.parts or PARTS:
             print(f"\n{part}", flush=True)
             getattr(bench, part.replace("-", "_"))()
 
@@ -119,7 +121,12 @@ class Bench:
 
     def batches(self):
         """64 digits per request against the engine itself."""
-        engine = EngineAlone(self.options, self.folder, self.stack)
+        name = self.options.engine
+        if name == "auto":
+            time.sleep(15)  # it serves with the first engine that stands, and goes on looking
+            with urllib.request.urlopen(f"{self.url}/v2/models/net") as answer:
+                name = json.load(answer)["platform"]
+        engine = EngineAlone(name, self.stack)
         own, served = self.turns(lambda: engine.rate(self.options.seconds),
                                  lambda: self.ours(binary_script(64), connections=4))
         print(f"  the engine itself, batch 64: {statistics.median(own):,.0f} digits/s")
@@ -129,28 +136,25 @@ class Bench:
 
     def half_load(self):
         """The latency at half of the highest rate."""
+        highest = self.ours(binary_script(1)).rate
+        pause = 1000 * CONNECTIONS / (highest / 2)  # ms between a connection's requests
         for _ in range(self.options.turns):
-            half = self.at_half_load()
+            half = self.ours(binary_script(1) + DELAY % (2 * pause))
             print(f"  {half.rate:,.0f} requests/s: median {half.p50:.2f} ms, p99 {half.p99:.2f} ms "
                   "(bar: 3)")
-
-    def at_half_load(self):
-        if not hasattr(self, "highest"):
-            self.highest = self.ours(binary_script(1)).rate
-        pause = 1000 * CONNECTIONS / (self.highest / 2)  # ms between a connection's requests
-        return self.ours(binary_script(1) + DELAY % (2 * pause))
 
     def overload(self):
         """Ten times what it can do, for 30 seconds; then full speed again."""
         full = self.ours(binary_script(64), connections=4).rate
         idle = memory(self.server.pid)
-        with peak_memory(self.server.pid) as peak:
-            flood = self.ours(binary_script(64), connections=500, seconds=30)
+        forget_peak(self.server.pid)
+        flood = self.ours(binary_script(64), connections=500, seconds=30)
+        peak = memory(self.server.pid, "VmHWM")
         after = self.ours(binary_script(64), connections=4, seconds=2)
         answered = flood.rate - flood.refused
         print(f"  {flood.rate * 64:,.0f} digits/s offered, {flood.rate / full:.1f} x the capacity; "
               f"{answered * 64:,.0f} answered, the rest 503; p99 {flood.p99:.0f} ms")
-        print(f"  memory {(max(peak) - idle) / 1e6:.0f} MB above idle (bar: 200)")
+        print(f"  memory {(peak - idle) / 1e6:.0f} MB above idle (bar: 200)")
         print(f"  in the 2 s after it {after.rate / full:.2f} of full speed, "
               f"{after.refused:.0f} refused")
 

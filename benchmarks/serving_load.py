@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import threading
 
 from mnist.errors import UnavailableError
 
@@ -77,34 +76,24 @@ def in_ms(number, unit):
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60000}[unit]
 
 
-def memory(pid):
-    """Resident memory of a process and its children, bytes."""
+def memory(pid, field="VmRSS"):
+    """Resident memory of a process and its children, bytes; with VmHWM its peak."""
     total = 0
-    for name in [str(pid), *children(pid)]:
-        with contextlib.suppress(OSError), open(f"/proc/{name}/statm") as file:
-            total += os.sysconf("SC_PAGE_SIZE") * int(file.read().split()[1])
+    for name in family(pid):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/status") as file:
+            total += 1024 * int(re.search(field + r":\s+(\d+) kB", file.read()).group(1))
     return total
 
 
-def children(pid):
+def forget_peak(pid):
+    """Have the peaks count from now on."""
+    for name in family(pid):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/clear_refs", "w") as file:
+            file.write("5")
+
+
+def family(pid):
+    """The ids of a process and its children."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
-        return file.read().split()
-    return []
-
-
-@contextlib.contextmanager
-def peak_memory(pid):
-    """Give a list that grows by a process's memory ten times a second."""
-    samples, stopped = [memory(pid)], threading.Event()
-
-    def sample():
-        while not stopped.wait(0.1):
-            samples.append(memory(pid))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stopped.set()
-        thread.join()
+        return [pid, *file.read().split()]
+    return [pid]

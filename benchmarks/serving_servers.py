@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
@@ -115,7 +116,6 @@ def start_mlserver(stack, folder, command):
 
 def wait_for(url):
     """Wait until a URL answers 200."""
-    import urllib.request
     end = time.monotonic() + 60
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
@@ -146,16 +146,7 @@ for line in sys.stdin:
     print(64 * calls / (time.perf_counter() - start), flush=True)
 """
 
-    def __init__(self, options, folder, stack):
-        import urllib.request
-        name = options.engine
-        if name == "auto":  # the one that the server took
-            server = stack.enter_context(contextlib.ExitStack())
-            _, port, _ = start_server(server, options)
-            time.sleep(15)  # it serves with the first engine that stands, and goes on looking
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/net") as answer:
-                name = json.load(answer)["platform"]
-            server.close()
+    def __init__(self, name, stack):
         self.process = subprocess.Popen([sys.executable, "-c", self.CODE, name], cwd=HERE,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         stack.callback(end, self.process)

@@ -20,8 +20,16 @@ import time
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 
+import torch
+from torch.nn.functional import nll_loss
+
 from mnist.cli import add_flags, make_parser, run_program
+from mnist.engines.pytorch import usual_dataset
+from mnist.engines.registry import set_threads, why_not
 from mnist.errors import UnavailableError
+from mnist.models.weights import default_network
+from MNISTdsource import find_image_set, load_images
+from MNISTmodel import NETWORKS
 
 EPOCHS = 5
 BATCH = 128  # as TrainMNIST.py's
@@ -31,17 +39,11 @@ def main():
     parser = make_parser(__doc__)
     add_flags(parser, "data", "data-dir", "threads", data="mnist")
     arguments = parser.parse_args()
-
-    from mnist.engines.registry import set_threads, why_not
     if why_not("usual-loop"):
         raise UnavailableError(why_not("usual-loop"))
     threads = set_threads(arguments.threads)
     print(f"{threads} threads")
-    compare_training(arguments, threads)
-
-
-def compare_training(arguments, threads):
-    """One epoch of the usual loop before and one after ours: their mean is one usual epoch."""
+    # One epoch of the usual loop before and one after ours: their mean is one usual epoch.
     before = usual_training_epoch(arguments)
     five, one = (our_training(arguments, threads, epochs) for epochs in (EPOCHS, 1))
     usual = EPOCHS * (before + usual_training_epoch(arguments)) / 2
@@ -51,13 +53,6 @@ def compare_training(arguments, threads):
 
 def usual_training_epoch(arguments):
     """Seconds of one training epoch of the usual loop."""
-    import torch
-    from torch.nn.functional import nll_loss
-
-    from mnist.engines.pytorch import usual_dataset
-    from mnist.models.weights import default_network
-    from MNISTdsource import find_image_set, load_images
-    from MNISTmodel import NETWORKS
     image_set = find_image_set(arguments.data)
     net = NETWORKS[default_network(image_set)](image_set.shape, image_set.outputs)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -75,15 +70,13 @@ def usual_training_epoch(arguments):
 def our_training(arguments, threads, epochs):
     """Seconds that TrainMNIST.py takes for its epochs, each with reading the test images."""
     with tempfile.TemporaryDirectory() as folder:
-        record = os.path.join(folder, "record.json")
         command = [sys.executable, os.path.join(HERE, "TrainMNIST.py"), "--device", "cpu",
                    "--epochs", str(epochs), "--data", arguments.data,
-                   "--threads", str(threads), "--json", record,
+                   "--threads", str(threads), "--json", "-",
                    "--output", os.path.join(folder, "NetMNIST.pth")]
         where = ["--data-dir", arguments.data_dir] if arguments.data_dir else []
-        subprocess.check_call(command + where)
-        with open(record) as file:
-            return json.load(file)["result"]["seconds"]
+        record = json.loads(subprocess.check_output(command + where))
+    return record["result"]["seconds"]
 
 
 def show(what, ours, usual):

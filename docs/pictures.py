@@ -4,10 +4,10 @@ Each function gives a matplotlib figure, which a notebook shows and `save_figure
 """
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from mnist.bench.plots import draw_trade_off, draw_training, new_figure, plain_ticks, show_image
 
-INK = "gray_r"  # digits are shown as ink on paper
 DPI = 80
 
 
@@ -24,9 +24,9 @@ def show_images(images, captions=None, columns=10):
     return figure
 
 
-def draw_image(panel, image, **how):
-    """A picture without axes."""
-    panel.imshow(image, **dict({"cmap": INK}, **how))
+def draw_image(panel, image, cmap="gray_r", **how):
+    """A picture without axes: grey levels as ink on paper, unless another colour map is said."""
+    panel.imshow(image, cmap=cmap, **how)
     panel.set_xticks([])
     panel.set_yticks([])
 
@@ -37,7 +37,8 @@ def show_numbers(image, rows, columns):
     whole, part = figure.subplots(1, 2)
     draw_image(whole, image)
     height, width = image[rows, columns].shape
-    whole.add_patch(_rectangle(columns.start, rows.start, width, height))
+    whole.add_patch(Rectangle((columns.start - 0.5, rows.start - 0.5), width, height, fill=False,
+                              edgecolor="C3", linewidth=2))
     draw_image(part, image[rows, columns], vmin=0, vmax=255)
     for y in range(height):
         for x in range(width):
@@ -46,11 +47,6 @@ def show_numbers(image, rows, columns):
                       color="white" if level > 127 else "black")
     figure.tight_layout()
     return figure
-
-
-def _rectangle(x, y, width, height):
-    from matplotlib.patches import Rectangle
-    return Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="C3", linewidth=2)
 
 
 def show_maps(digit, layers, maps, shown=10):

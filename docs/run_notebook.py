@@ -31,12 +31,10 @@ def execute(path):
     import nbformat
     from nbclient import NotebookClient
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3",
+    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
                    resources={"metadata": {"path": HERE}}).execute()
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python",
                                         "name": "python3"}, "language_info": {"name": "python"}}
-    for cell in notebook.cells:
-        cell.metadata = {}
     return notebook
 
 

@@ -68,34 +68,19 @@ def make_printable(name):
     setattr(sys, f"__{name}__", stream)
 
 
-def keep_stdout_for_json(path):
-    """Where the record goes to stdout (`--json -`), send all other prints to stderr."""
-    if path == "-":
-        sys.stdout = sys.stderr
-
-
-def positive_int(text):
-    """argparse type: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-positive_int.__name__ = "whole number"  # argparse names the type in its error
-
-
-def number_between(low, high, words):
+def number_between(low, high, words, kind=float):
     """argparse type: a number x with low <= x < high, which `words` describe ("at least 0")."""
     def number(text):
-        value = float(text)
+        value = kind(text)
         if not low <= value < high:
             raise argparse.ArgumentTypeError(f"must be {words}, not {text}")
         return value
 
+    number.__name__ = "whole number" if kind is int else "number"  # in argparse's error
     return number
 
 
+positive_int = number_between(1, math.inf, "at least 1", int)
 ABOVE_0 = number_between(sys.float_info.min, math.inf, "above 0")
 AT_LEAST_0 = number_between(0, math.inf, "at least 0")
 BELOW_1 = number_between(0, 1, "at least 0 and below 1")

@@ -35,8 +35,7 @@ def machine_record():
         module = sys.modules.get(name)
         version = getattr(module, "__version__", None) or getattr(module, "VERSION_TEXT", None)
         record[name] = version and version.split("-")[0]  # OpenVINO's goes on with its build
-    record.update(torch_facts())
-    record.update(gpu_facts())
+    record.update(library_facts())
     return record
 
 
@@ -81,24 +80,15 @@ def describe_machine(record):
             f"Python {record['python']}, {', '.join(versions)}")
 
 
-def torch_facts():
-    """Threads and CUDA as torch sees them; all None where torch wasn't imported."""
-    facts = dict.fromkeys(("threads", "cuda", "cudnn"))
-    torch = sys.modules.get("torch")
+def library_facts():
+    """Threads, CUDA and the GPU as torch sees them, else the GPU as pycuda does, which finds it
+    where torch is a CPU build; None for what neither knows, as where neither was imported."""
+    facts = dict.fromkeys(("threads", "cuda", "cudnn", "gpu", "compute_capability", "driver"))
+    torch, cuda = sys.modules.get("torch"), sys.modules.get("pycuda.driver")
     if torch is not None:
         facts["threads"] = torch.get_num_threads()
-        if torch.cuda.is_available():
-            facts["cuda"] = torch.version.cuda
-            facts["cudnn"] = torch.backends.cudnn.version()
-    return facts
-
-
-def gpu_facts():
-    """The GPU as torch sees it, else pycuda, which finds it where torch is a CPU build; all None
-    where neither was imported or sees one."""
-    facts = dict.fromkeys(("gpu", "compute_capability", "driver"))
-    torch, cuda = sys.modules.get("torch"), sys.modules.get("pycuda.driver")
     if torch is not None and torch.cuda.is_available():
+        facts["cuda"], facts["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
         facts["gpu"], facts["compute_capability"] = torch_gpu(torch)
     elif cuda is not None:
         facts["gpu"], facts["compute_capability"] = pycuda_gpu(cuda)

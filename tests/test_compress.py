@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, small_mnist, net):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--sparsity", "1"], "must lie between 0 and 1"),
+    (["--sparsity", "1"], "must be between 0 and 1"),
     (["--clusters", "1"], "must be 2 to 256"),
     (["--method", "zipped"], "invalid choice"),
     (["--output-dir", "/no/such/folder"], "there is no folder"),

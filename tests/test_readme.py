@@ -65,10 +65,7 @@ def test_tables_made_from_records_are_as_the_records_have_them(tmp_path):
     shutil.copytree(os.path.join(ROOT, "mnist"), str(tmp_path / "mnist"))
     for source in glob.glob(os.path.join(ROOT, "MNIST*.py")):
         shutil.copy(source, str(tmp_path))
-    networks, = glob.glob(os.path.join(ROOT, "results", "*-networks.json"))
-    for program in ("make_readme.py", "make_search.py", "make_compress.py",
-                    f"make_networks.py {networks}"):
-        run(*shlex.split(os.path.join(str(tmp_path), "results", program)))
+    run(tmp_path / "results" / "make_pages.py")
     for page in ("docs/networks.md", "docs/search.md", "docs/compression.md", "results/README.md"):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
             assert file.read() == (tmp_path / page).read_text(encoding="utf-8"), page

@@ -45,7 +45,7 @@ def test_a_difference_of_single_runs_is_held_against_the_number_of_digits():
 
 
 def test_the_first_trial_of_a_search_is_what_training_does_by_default():
-    space = dict(plan.RANGES, optimizer=["sgd", "adamw"], lr=plan.RATES)
+    space = plan.TRIED["tune"]
     point = plan.default_point(space)
     assert point == {"batch_size": 128, "weight_decay": 5e-4, "label_smoothing": 0.05,
                      "augment": 0.0, "optimizer": "sgd", "lr_sgd": 0.08}

@@ -7,20 +7,21 @@ Needs matplotlib, but no display.
 import collections
 import itertools
 import os
+import sys
 import textwrap
 
 from mnist.bench.tables import (
+    LETTERS,
     PUBLISHED,
     PUBLISHED_IMAGES,
     is_of_mnist,
-    letters,
     merge_rows,
     milliseconds,
     networks_of,
     ratio,
     row_name,
 )
-from mnist.cli import keep_stdout_for_json
+from mnist.datasets.image_set import as_picture
 from mnist.errors import UnavailableError
 from mnist.files import check_writable, write_atomically
 from mnist.machine import describe_machine
@@ -29,7 +30,8 @@ from mnist.machine import describe_machine
 def check_outputs(arguments):
     """Find out before the work, not after it, that a file of --output, --json, --plot or --mistakes
     can't be written; with `--json -` all other prints go to stderr. Raises UnavailableError."""
-    keep_stdout_for_json(arguments.json)
+    if arguments.json == "-":
+        sys.stdout = sys.stderr
     for name in ("output", "json"):
         check_writable("--" + name, getattr(arguments, name, None))
     for name in ("plot", "mistakes"):
@@ -94,7 +96,7 @@ def save_plot(path, records):
     machines = [record["machine"]["utc"][:10] + ", "
                 + describe_machine(record["machine"]).split("\n")[0] for record in records]
     if len(records) > 1:
-        machines = [f"{letter}: {machine}" for letter, machine in zip(letters(), machines)]
+        machines = [f"{letter}: {machine}" for letter, machine in zip(LETTERS, machines)]
     images = collections.OrderedDict.fromkeys(record["settings"]["data"] for record in records)
     title = textwrap.wrap(drawable(", ".join(images)) + "; end-to-end: from pixels in host memory "
                           "to the network's outputs there", 80)
@@ -231,10 +233,7 @@ def draw_mistakes(images, targets, log_probs, network):
 
 def show_image(panel, image):
     """An image, uint8 (C, H, W): grey levels as ink on paper, or colours."""
-    if len(image) == 1:
-        panel.imshow(image[0], cmap="gray_r", vmin=0, vmax=255)
-    else:
-        panel.imshow(image.transpose(1, 2, 0))
+    panel.imshow(as_picture(image), cmap="gray_r", vmin=0, vmax=255)
 
 
 def draw_confusion(panel, targets, predictions, classes):
@@ -249,13 +248,16 @@ def draw_confusion(panel, targets, predictions, classes):
         panel.text(prediction, label, matrix[label, prediction], ha="center", va="center",
                    fontsize=min(8, 80 / number), color="0.55" if label == prediction else
                    "white" if 2 * mistakes[label, prediction] > mistakes.max() else "black")
-    panel.set_xticks(range(number))
-    panel.set_xticklabels(classes, rotation=0 if max(map(len, classes)) == 1 else 90)
-    panel.set_yticks(range(number))
-    panel.set_yticklabels(classes)
-    panel.set_xlabel("read as")
-    panel.set_ylabel("class")
+    label_cells(panel, classes, classes, "class", "read as",
+                rotation=0 if max(map(len, classes)) == 1 else 90)
     panel.tick_params(labelsize=min(9, 180 / number))
+
+
+def label_cells(panel, down, across, ylabel, xlabel, **how):
+    """Names beside the rows and, drawn so, below the columns of a picture that is a table."""
+    panel.set(xticks=range(len(across)), yticks=range(len(down)), xlabel=xlabel, ylabel=ylabel)
+    panel.set_xticklabels(across, **how)
+    panel.set_yticklabels(down)
     panel.tick_params(length=0)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from mnist.bench.stopwatch import STEADY, Stopwatch
 from mnist.engines.registry import ENGINES, engine_source
-from mnist.errors import MNISTError, UnavailableError, describe_error
+from mnist.errors import MNISTError, describe_error
 from mnist.machine import free_memory
 
 OPENING_SECONDS = 60  # in which an engine has to be open, unless it compiles
@@ -36,31 +36,24 @@ class EngineRequest(NamedTuple):
     """What a process is to open; an engine of a graph never imports torch there."""
 
     name: str  # of the engine
-    source: Any  # (ONNX file's bytes, image set), or what `load_network` loads: a `NetworkFile`
+    source: Any  # (ONNX file's bytes, image set), or the arguments of `load_network`
+    loads: bool  # whether the process loads its network itself, by `load_network`
     device: str
     precision: str
     batch_size: int
     options: Any  # {name: value}, for `EngineKind.open`
 
 
-class NetworkFile(NamedTuple):
-    """The arguments of `mnist.models.weights.load_network`: a process loads its network itself."""
-
-    weights: str
-    network: str
-    image_set: Any
-    trust_pickle: bool
-
-
 def make_request(network, combination, batch_size, calibration, trust_pickle=False, **options):
     """The `EngineRequest` for a `Network`; combination: (engine, device, precision)."""
     name, device, precision = combination
-    if ENGINES[name].graph:
-        source = engine_source(name, network, precision, calibration)
-    else:
-        source = NetworkFile(network.path, network.flag, network.image_set, trust_pickle)
+    loads = ENGINES[name].graph is None
+    if loads:
+        source = network.path, network.flag, network.image_set, trust_pickle
         options["calibration"] = calibration
-    return EngineRequest(name, source, device, precision, batch_size, options)
+    else:
+        source = engine_source(name, network, precision, calibration)
+    return EngineRequest(name, source, loads, device, precision, batch_size, options)
 
 
 class EngineFacts(NamedTuple):
@@ -109,8 +102,8 @@ class Processes:
         Raises UnavailableError or MNISTError where it can't be opened.
         """
         if key not in self.processes:
-            shares_torch = isinstance(request.source, NetworkFile) and request.device == "cpu"
-            self.processes[key] = EngineProcess(self.images, shares_torch)
+            self.processes[key] = EngineProcess(self.images,
+                                                request.loads and request.device == "cpu")
         process = self.processes[key]
         number, process.engines = process.engines, process.engines + 1
         compiles = request.name in ("torch-compile", "tensorrt")
@@ -235,10 +228,7 @@ def cpu_seconds(pid):
 def describe_exit(status):
     """How a process ended: "SIGSEGV", "ended with status 3"."""
     if status is not None and status < 0:
-        try:
-            return signal.Signals(-status).name
-        except ValueError:
-            return f"signal {-status}"
+        return signal.Signals(-status).name
     return f"ended with status {status}"
 
 
@@ -256,8 +246,10 @@ def work(pipe):
             what, *arguments = pipe.recv()
             try:
                 answer = ANSWERS[what](images, stopwatches, *arguments)
+            except MNISTError as error:
+                answer = error
             except Exception as error:  # whatever breaks one engine, the others still run
-                answer = as_ours(error)
+                answer = MNISTError(describe_error(error))
             pipe.send(answer)
     except EOFError:
         pass
@@ -274,18 +266,11 @@ def end_with_program():
             os.close(alive)
 
 
-def as_ours(error):
-    """An exception that can travel: the project's own as it is, others described."""
-    if isinstance(error, (MNISTError, UnavailableError)):
-        return error
-    return MNISTError(describe_error(error))
-
-
 def open_engine_here(images, stopwatches, request, number):
     """Open an engine; gives its `EngineFacts`."""
     started = time.perf_counter()
     source = request.source
-    if isinstance(source, NetworkFile):
+    if request.loads:
         from mnist.models.weights import load_network
         source = (load_network(*source),)
     engine = ENGINES[request.name].open(*source, request.device, request.precision,

@@ -22,15 +22,18 @@ KNOWN = 8  # images
 
 def known_answers(net, image_set, images):
     """What a record keeps: {"images": base64 of the first of uint8 (N, C, H, W), "outputs": what
-    the network puts out for them, computed in float64}."""
+    the network puts out for them, computed in float64, "weights_sha256": of the network}."""
     import torch
+
+    from mnist.models.weights import weights_digest
     images = np.ascontiguousarray(images[:KNOWN])
     mean, std = (np.reshape(values, (1, -1, 1, 1)) for values in (image_set.mean, image_set.std))
     x = torch.from_numpy((images / 255.0 - mean) / std)
     with torch.no_grad():
         outputs = copy.deepcopy(net).cpu().double().eval()(x)
     return {"images": base64.b64encode(images.tobytes()).decode(),
-            "outputs": [[float(f"{value:.9g}") for value in row] for row in outputs.tolist()]}
+            "outputs": [[float(f"{value:.9g}") for value in row] for row in outputs.tolist()],
+            "weights_sha256": weights_digest(net)}
 
 
 def read_known(network):
@@ -69,33 +72,32 @@ def hint_at_orientation(network, images, targets, outputs):
 
 
 class Reference:
-    """The reference outputs of a network for some images, checked.
+    """The reference outputs of a network for some `Images`, checked: what is wrong is said.
 
-    problem  what is wrong with it, in a text of two lines; None where nothing is, or nothing is
-             known
+    wrong  whether torch computes wrongly here, by the known answers
     """
 
-    def __init__(self, network, images, targets):
-        self.network, self.problem = network, None
+    def __init__(self, network, data):
+        self.network, self.targets, self.wrong = network, data.targets, False
         self.known = read_known(network)
-        self.outputs = reference_log_probs(network, images)
-        hint = hint_at_orientation(network, images, targets, self.outputs)
+        self.outputs = reference_log_probs(network, data.images)
+        hint = hint_at_orientation(network, data.images, data.targets, self.outputs)
         if hint:
             warn(hint)
         if self.known is not None:
             found = reference_log_probs(network, self.known[0])
             difference = np.abs(found - self.known[1]).max()
-            if not difference <= TOLERANCE["fp32"]:  # a NaN is wrong too
+            self.wrong = not difference <= TOLERANCE["fp32"]  # a NaN is wrong too
+            if self.wrong:
                 import torch
-                self.problem = (
-                    f"torch {torch.__version__} computes wrongly on this machine "
-                    f"({platform.machine()}): known answers differ by {difference:.2g}.\nEvery row "
-                    "is judged by the known answers instead; try another version of torch")
+                warn(f"{network.name}: torch {torch.__version__} computes wrongly on this machine "
+                     f"({platform.machine()}): known answers differ by {difference:.2g}.\nEvery "
+                     "row is judged by the known answers instead; try another version of torch")
 
-    def row(self, stopwatch, targets, repeat=None):
+    def row(self, stopwatch, repeat=None):
         """A stopwatch's row, judged by the reference; where that is wrong by the known answers."""
-        row = stopwatch.row(targets, self.outputs, repeat)
-        if self.problem and row["end_to_end"]:
+        row = stopwatch.row(self.targets, self.outputs, repeat)
+        if self.wrong and row["end_to_end"]:
             images, expected = self.known
             try:
                 outputs = stopwatch.outputs_of(images)

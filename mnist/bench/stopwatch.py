@@ -10,6 +10,7 @@ A latency is per batch, a throughput per image, a total for all the images of on
 import gc
 import os
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,15 +213,11 @@ class Stopwatch:
         return row
 
 
-class Turn:
-    """The seconds of each call of one turn, by clock."""
+class Turn(NamedTuple):
+    """What one turn took."""
 
-    def __init__(self, seconds, full):
-        """`full`: how many of the calls had a full batch, the first ones."""
-        self.seconds, self.full = seconds, full
-
-    def total(self, clock):
-        return sum(self.seconds[clock])
+    seconds: Any  # of each call, by clock
+    full: int  # how many of the calls had a full batch, the first ones
 
     def latencies(self, clock):
         """The seconds of the full batches."""
@@ -271,7 +268,7 @@ def statistics(first, turns, clock, images):
     first: seconds of the first call; turns: the `Turn`s of whole passes; images: how many a pass
     covers. Latencies in ms per batch, of the full batches.
     """
-    totals = sorted(sum(turn.total(clock) for turn in turns[start:start + TURNS])
+    totals = sorted(sum(sum(turn.seconds[clock]) for turn in turns[start:start + TURNS])
                     for start in range(0, len(turns), TURNS))
     total = totals[len(totals) // 2]
     latencies = [seconds for turn in turns for seconds in turn.latencies(clock)]

@@ -6,7 +6,7 @@ Needs matplotlib, but no display.
 import collections
 import itertools
 
-from mnist.bench.plots import new_figure, plain_ticks, save_figure
+from mnist.bench.plots import label_cells, new_figure, plain_ticks, save_figure
 from mnist.bench.tables import setting_text
 
 
@@ -60,13 +60,7 @@ def draw_heat_map(panel, rows, down, across):
                     text += f" ± {row['deviation'] * 100:.2f}"
                 panel.text(j, i, f"{text}\n{row['seconds']:.0f} s", ha="center", va="center",
                            fontsize=8, color="white" if levels[i, j] < middle else "black")
-    panel.set_xticks(range(len(widths)))
-    panel.set_xticklabels(widths)
-    panel.set_yticks(range(len(heights)))
-    panel.set_yticklabels(heights)
-    panel.set_xlabel(name_of(across))
-    panel.set_ylabel(name_of(down))
-    panel.tick_params(length=0)
+    label_cells(panel, heights, widths, name_of(down), name_of(across))
 
 
 def draw_rates(panel, rows, others):
@@ -118,7 +112,7 @@ def draw_settings(figure, rows, varied):
     panels = [figure.add_subplot(lines, 3, k + 1) for k in range(len(varied))]
     for panel, name in zip(panels, varied):
         values = [row["settings"][name] for row in rows]
-        if any(isinstance(value, (str, bool)) for value in values) or name == "batch_size":
+        if any(isinstance(value, str) for value in values) or name == "batch_size":
             choices = sorted(set(values))
             panel.set_xticks(range(len(choices)))
             panel.set_xticklabels([setting_text(choice) for choice in choices])

@@ -85,10 +85,8 @@ def format_table(rows, columns):
     body = list(table_cells(rows, columns))
     lines = header + [cells for cells, _ in body]
     aligned = align(lines, names - 1)
-    width, name_width = (len(align([line[:columns] for line in lines], padded=True)[0])
-                         for columns in (None, names))
-    indent = " " * (name_width + 2)
-    table = aligned[:2] + ["-" * width]
+    indent = " " * (max(map(len, align([line[:names] for line in lines]))) + 2)
+    table = aligned[:2] + ["-" * max(map(len, aligned))]
     for line, (cells, reason) in zip(aligned[2:], body):
         measured = len(cells) > names
         if measured or not reason:
@@ -103,15 +101,22 @@ def format_table(rows, columns):
 def format_markdown(rows, columns):
     """The same table in Markdown."""
     names = names_in(columns)
-    header = [f"{top} {unit}".strip().replace(" -", "-") for top, unit, _ in columns]
-    lines = [header, ["---" if k < names - 1 else "--:" for k in range(len(columns))]]
+    lines = [[f"{top} {unit}".strip().replace(" -", "-") for top, unit, _ in columns]]
     for cells, reason in table_cells(rows, columns):
         if reason and len(cells) > names:
             cells[0] += f" ({reason})"
         elif reason:
             cells += [reason] + [""] * (len(columns) - names - 1)
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines, range(names - 1))
+
+
+def as_markdown(lines, left=(0,)):
+    """Lines of cells, the first the header, as a table in Markdown; `left`: the columns that aren't
+    numbers."""
+    header = lines[0]
+    rule = ["---" if k in left else "--:" for k in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule] + lines[1:])
 
 
 def table_cells(rows, columns):
@@ -140,16 +145,16 @@ def table_cells(rows, columns):
             yield [fill(row) for _, _, fill in (columns[:names] if skipped else columns)], reason
 
 
-def align(lines, names=1, gap=" ", padded=False):
+def align(lines, names=1, gap=" "):
     """Lines of cells as lines of text: the first `names` columns to the left, numbers to the right.
 
-    A line may be shorter than the others. `padded`: keep the blanks at its end.
+    A line may be shorter than the others.
     """
     columns = max(map(len, lines))
     widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(columns)]
-    texts = [gap.join(cell.ljust(width) if k < names else cell.rjust(width)
-                      for k, (cell, width) in enumerate(zip(line, widths))) for line in lines]
-    return texts if padded else [text.rstrip() for text in texts]
+    return [gap.join(cell.ljust(width) if k < names else cell.rjust(width)
+                     for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
+            for line in lines]
 
 
 def format_report(record, markdown=False):
@@ -267,12 +272,9 @@ def format_published():
 # --- Several records ------------------------------------------------------------------------------
 
 
-def letters():
-    """A, B, … Z, AA, AB …: one for each record."""
-    for length in itertools.count(1):
-        for letters in itertools.product(string.ascii_uppercase, repeat=length):
-            yield "".join(letters)
-
+# A, B, … Z, AA, AB … ZZ: one for each record.
+LETTERS = [*string.ascii_uppercase,
+           *map("".join, itertools.product(string.ascii_uppercase, repeat=2))]
 
 RECORDS_LEGEND = """\
 total, images per s, median, p90: end-to-end, from pixels to log-probabilities in host memory;
@@ -289,7 +291,7 @@ def format_records(names, records, markdown=False):
     between = "\n\n" if markdown else "\n"
     sources = [between.join([f"{letter}: {name}, {record['machine']['utc']}",
                              describe_settings(record)] + notes(record))
-               for letter, name, record in zip(letters(), names, records)]
+               for letter, name, record in zip(LETTERS, names, records)]
     table = format_markdown if markdown else format_table
     parts = [table(rows, columns), RECORDS_LEGEND] + sources
     if len({record["settings"].get("data_sha256") for record in records}) > 1:
@@ -324,7 +326,7 @@ def merge_rows(records):
     """The measured rows of all records, those of the same engine together, each with its record's
     `letter` and its `ratio` to the first of them."""
     groups = collections.OrderedDict()
-    for letter, record in zip(letters(), records):
+    for letter, record in zip(LETTERS, records):
         for row in record["rows"]:
             if row["end_to_end"]:
                 groups.setdefault(row_key(row), []).append(dict(row, letter=letter))
@@ -339,7 +341,7 @@ def merge_rows(records):
 
 
 def setting_text(value):
-    """A setting's value for people."""
+    """A setting's value for people; older records have booleans."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -361,8 +363,7 @@ def format_study(record, markdown=False, most=None):
                f"stopped after epoch {row['epochs']}" if row["pruned"] else
                "not told apart from the best" if place > 1 and row["as_good_as_the_best"] else ""])
     if markdown:
-        lines.insert(1, ["--:"] * (len(lines[0]) - 1) + ["---"])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return as_markdown(lines, left=[len(lines[0]) - 1])
     notes = [line.pop() for line in lines]
     return "\n".join((text + "  " + note).rstrip()
-                     for text, note in zip(align(lines, 0, "  ", padded=True), notes))
+                     for text, note in zip(align(lines, 0, "  "), notes))

@@ -119,7 +119,10 @@ def train(run):
     recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
     normalise = run.image_set.normalise
     prepare_device(device)
-    net = distribute(run.net, device) if world > 1 else run.net
+    net = run.net
+    if world > 1:  # the processes of the group share their gradients
+        net = torch.nn.parallel.DistributedDataParallel(
+            net, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
     batches = batches_of(len(run.training[1]), recipe.batch_size)
     for epoch in range(len(run.history), recipe.epochs):
         started = time.perf_counter()
@@ -294,12 +297,6 @@ def set_learning_rate(run, done):
             1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP))) / 2
     for group in run.optimiser.param_groups:
         group["lr"] = rate
-
-
-def distribute(net, device):
-    """The network wrapped so that the processes of the group share their gradients."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(net, device_ids=devices)
 
 
 def make_generator(device, *numbers):

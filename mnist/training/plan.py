@@ -4,6 +4,7 @@ The flags are SearchMNIST.py's; Optuna's samplers choose the points.
 """
 
 import collections
+import itertools
 import shlex
 
 from mnist.cli import dashed
@@ -13,24 +14,19 @@ from mnist.models.weights import default_network
 from mnist.training.recipe import LEARNING_RATES, OPTIONS, Recipe
 from MNISTmodel import NETWORKS
 
-# The settings that can be varied, and what each kind of study tries unless told.
+# The settings that can be varied, and what each kind of study tries unless told: choices, or a
+# range (lowest, highest, whether on a logarithmic scale); rates by optimiser.
 SETTINGS = ("batch_size", "epochs", "optimizer", "lr", "weight_decay", "label_smoothing", "augment")
 TRIED = {
     "grid": {"batch_size": [16, 32, 64, 128, 256], "epochs": [1, 2, 3, 5]},
     "lr": {"lr": {"sgd": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
                   "adamw": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}},
     "ablate": {},
-    "tune": {"optimizer": ["sgd", "adamw"]},
+    "tune": {"batch_size": [32, 64, 128, 256], "optimizer": ["sgd", "adamw"],
+             "lr": {"sgd": (0.01, 0.3, True), "adamw": (3e-4, 1e-2, True)},
+             "weight_decay": (1e-5, 1e-2, True), "label_smoothing": (0.0, 0.15, False),
+             "augment": (0.0, 1.0, False)},
 }
-
-# What `tune` chooses from: (lowest, highest, whether on a logarithmic scale), or a list of choices.
-RANGES = collections.OrderedDict((
-    ("batch_size", [32, 64, 128, 256]),
-    ("weight_decay", (1e-5, 1e-2, True)),
-    ("label_smoothing", (0.0, 0.15, False)),
-    ("augment", (0.0, 1.0, False)),
-))
-RATES = {"sgd": (0.01, 0.3, True), "adamw": (3e-4, 1e-2, True)}
 
 
 class Plan:
@@ -49,7 +45,8 @@ class Plan:
             self.add_variants()
         for option in arguments.option:
             self.space[option.replace("-", "_")] = list(OPTIONS[option.replace("-", "_")])
-        self.trials = arguments.trials if self.kind == "tune" else count_points(self.space)
+        self.trials = arguments.trials if self.kind == "tune" else len(
+            list(itertools.product(*self.space.values())))
         # What a training has that the study doesn't vary isn't said again in every row.
         self.varied = [name for name, choices in self.space.items() if len(choices) > 1]
 
@@ -58,13 +55,11 @@ class Plan:
         given = getattr(self.arguments, name)
         if given:
             return sorted(set(given), key=given.index)
-        tried = TRIED[self.kind]
-        if self.kind == "tune":
-            return RATES if name == "lr" else tried.get(name) or RANGES.get(name)
+        tried = TRIED[self.kind].get(name)
         if name == "lr" and self.kind == "lr":
             optimizers = self.space.get("optimizer", [Recipe().optimizer])
-            return sorted({rate for optimizer in optimizers for rate in tried["lr"][optimizer]})
-        return tried.get(name)
+            return sorted({rate for optimizer in optimizers for rate in tried[optimizer]})
+        return tried
 
     def add_variants(self):
         """Put the network's variants into the space."""
@@ -107,14 +102,6 @@ class Plan:
         if self.arguments.data_dir:
             words += ["--data-dir", self.arguments.data_dir]
         return " ".join(map(shlex.quote, words))
-
-
-def count_points(space):
-    """How many combinations of choices there are."""
-    points = 1
-    for choices in space.values():
-        points *= len(choices)
-    return points
 
 
 def suggest(trial, space):

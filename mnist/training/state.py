@@ -1,5 +1,6 @@
 """The state of an unfinished training in a file, from which `--resume` goes on."""
 
+import contextlib
 import json
 import os
 import sys
@@ -42,6 +43,12 @@ def save_state(path, settings, run):
     write_pickle({"settings": json.dumps(settings), "history": json.dumps(run.history),
                   "net": run.net.state_dict(), "optimiser": run.optimiser.state_dict()["state"]},
                  path)
+
+
+def forget(path):
+    """Remove the state of a training that is finished, or worth nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
 
 
 def resume(path, settings, run):

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import os
-import pathlib
+import statistics
 import warnings
 
 from mnist.errors import MNISTError, UnavailableError, package_missing
@@ -46,9 +46,7 @@ def open_storage(where):
     if "://" not in where:
         where = os.path.expanduser(where)
         check_writable("--storage", where)
-        file = pathlib.Path(os.path.abspath(where)).as_uri()  # whatever letters the path has
-        url = sqlalchemy.engine.URL.create("sqlite", database=file, query={"uri": "true"})
-        url = url.render_as_string(hide_password=False)
+        url = "sqlite:///" + os.path.abspath(where)
         settings["connect_args"] = {"timeout": PATIENCE}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=settings, grace_period=GRACE,
@@ -76,8 +74,7 @@ def open_study(storage, name, description, sampler, pruner=None):
     """
     optuna = import_optuna()
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize",
-                                load_if_exists=True, sampler=sampler,
-                                pruner=pruner or optuna.pruners.NopPruner())
+                                load_if_exists=True, sampler=sampler, pruner=pruner)
     description = json.loads(json.dumps(description))
     there = study.user_attrs.get("description")
     if there is None:
@@ -135,10 +132,7 @@ def storage_failures(where):
 
 def mean_and_deviation(values):
     """The mean, and the standard deviation between seeds; None for a single one."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def error_of_a_mean(rows, held_out):
@@ -153,7 +147,7 @@ def error_of_a_mean(rows, held_out):
     if not spread:
         return math.sqrt(best * (1 - best) / held_out)
     near = [row for row in spread if 1 - row["mean"] <= 2 * (1 - best)] or spread
-    variance = sum(row["deviation"] ** 2 for row in near) / len(near)
+    variance = statistics.mean(row["deviation"] ** 2 for row in near)
     return math.sqrt(variance / len(near[0]["accuracies"]))
 
 

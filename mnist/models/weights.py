@@ -152,20 +152,16 @@ def describe_path(path):
 
 
 def recognise(state, image_set):
-    """The built-in network (name, function) of a state dict: the first that has just these keys and
-    shapes, else the one that shares most of them, so that `check_state` can tell what is amiss."""
-    likeness = collections.OrderedDict()
+    """The built-in network (name, function) with just the keys and shapes of a state dict; where
+    none has, the set's default, so that `check_state` can tell what is amiss."""
     for name, make in NETWORKS.items():
         if name.startswith("separable") and "conv2a.1.weight" not in state:
             continue  # a hundred megabytes, not to be made for nothing
         expected = make(image_set.shape, image_set.outputs).state_dict()
-        alike = [key for key in expected
-                 if getattr(state.get(key), "shape", None) == expected[key].shape]
-        if len(alike) == len(expected) == len(state):
+        if len(state) == len(expected) and all(
+                getattr(state.get(key), "shape", None) == expected[key].shape for key in expected):
             return name, make
-        likeness[name] = 2 * len(alike) - len(expected)
-    name = max(likeness, key=likeness.get)
-    return name, NETWORKS[name]
+    return find_network(default_network(image_set))
 
 
 # --- Weights files --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from mnist.gui.widgets import (
     MapGrid,
     NumberGrid,
     ProbabilityBars,
+    arranged,
     captioned,
     signed,
 )
@@ -30,17 +31,9 @@ class AnswerPanel:
         self.probabilities = captioned("Probabilities", self.bars)
         self.network_input = InputView()
         self.time = QLabel(objectName="time")
-        self.beside = QWidget()
-        top = QHBoxLayout()
-        top.setSpacing(20)
-        top.addWidget(captioned("Answer", self.answer), 1)
-        top.addWidget(captioned("The network sees", self.network_input), 1)
-        rows = QVBoxLayout(self.beside)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(16)
-        rows.addLayout(top, 2)
-        rows.addWidget(self.probabilities, 3)
-        rows.addWidget(self.time)
+        top = arranged(QHBoxLayout, 20, (captioned("Answer", self.answer), 1),
+                       (captioned("The network sees", self.network_input), 1))
+        self.beside = arranged(QVBoxLayout, 16, (top, 2), (self.probabilities, 3), (self.time, 0))
 
     def opened(self, reader):
         self.image_set = reader.network.image_set
@@ -70,12 +63,9 @@ class FeaturePanel:
     def __init__(self):
         self.answer = AnswerView()
         self.network_input = InputView()
-        self.below = QWidget()
-        columns = QHBoxLayout(self.below)
-        columns.setContentsMargins(0, 0, 0, 0)
-        columns.setSpacing(16)
-        columns.addWidget(captioned("The network sees", self.network_input), 1)
-        columns.addWidget(captioned("Answer", self.answer), 1)
+        self.below = arranged(QHBoxLayout, 16,
+                              (captioned("The network sees", self.network_input), 1),
+                              (captioned("Answer", self.answer), 1))
         self.layers = []
         self.beside = QTabWidget()
         self.beside.setUsesScrollButtons(True)
@@ -147,26 +137,14 @@ class LayerTab:
         grid = QGridLayout(page)
         grid.setContentsMargins(16, 16, 16, 16)
         grid.setSpacing(18)
-        below = [widget for widget in (self.conv, self.pool) if widget]
-        rows = [(self.filters, self.number_box()), below] if self.filters else [
-            (widget, self.number_box()) if widget is self.conv else (widget,) for widget in below]
         for column, stretch in enumerate((1, 1) if self.filters else (5, 2)):
             grid.setColumnStretch(column, stretch)
-        for row, widgets in enumerate(rows):
+        box = arranged(QVBoxLayout, 8, (self.facts, 0), (self.numbers, 1))
+        for index, widget in enumerate(self.grids[:1] + [box] + self.grids[1:]):
+            row, column = divmod(index, 2)
             grid.setRowStretch(row, 1)
-            for column, widget in enumerate(widgets):
-                grid.addWidget(widget, row, column)
+            grid.addWidget(widget, row, column)
         return page
-
-    def number_box(self):
-        """The facts above the numbers."""
-        box = QWidget()
-        rows = QVBoxLayout(box)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(8)
-        rows.addWidget(self.facts)
-        rows.addWidget(self.numbers, 1)
-        return box
 
     def set_maps(self, maps):
         """Show `mnist.models.features.Maps` in one scale, or nothing for None."""

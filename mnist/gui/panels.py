@@ -80,7 +80,7 @@ class FeaturePanel:
             for grid in tab.grids:
                 grid.hovered.connect(functools.partial(self.choose, tab))
             self.layers.append(tab)
-            self.beside.addTab(tab.page(), layer.name)
+            self.beside.addTab(tab, layer.name)
         self.show_choice()
 
     def show(self, image, target, result):
@@ -107,12 +107,13 @@ class FeaturePanel:
             self.network_input.set_patch(self.layers[self.beside.currentIndex()].patch())
 
 
-class LayerTab:
+class LayerTab(QWidget):
     """One convolution: its maps, these as the next layer receives them, its filters where it reads
     the image itself, and the numbers of the one chosen."""
 
     def __init__(self, layer, maps):
         """`maps`: those of any image, for their number and size."""
+        super().__init__()
         self.layer = layer
         columns = columns_for(len(maps.maps), wide=layer.filters is None)
         self.conv = MapGrid(f"Maps, {size_of(maps.maps)}", columns, diverging_colours)
@@ -131,10 +132,7 @@ class LayerTab:
         self.maps = None
         self.chosen = 0
 
-    def page(self):
-        """The widget of the tab."""
-        page = QWidget()
-        grid = QGridLayout(page)
+        grid = QGridLayout(self)
         grid.setContentsMargins(16, 16, 16, 16)
         grid.setSpacing(18)
         for column, stretch in enumerate((1, 1) if self.filters else (5, 2)):
@@ -144,7 +142,6 @@ class LayerTab:
             row, column = divmod(index, 2)
             grid.setRowStretch(row, 1)
             grid.addWidget(widget, row, column)
-        return page
 
     def set_maps(self, maps):
         """Show `mnist.models.features.Maps` in one scale, or nothing for None."""

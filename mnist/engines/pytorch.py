@@ -65,11 +65,11 @@ class TorchEngine:
     def __call__(self, images):
         log_probs = self.compute(self.prepare(images))
         if self.device != "cpu":
-            pinned = self.pinned_out[:len(images)]
+            pinned = self.pinned_out[:len(log_probs)]
             pinned.copy_(log_probs, non_blocking=True)
             self.synchronise()
             log_probs = pinned
-        return log_probs.numpy()
+        return log_probs.numpy()[:len(images)]
 
     def prepare(self, images):
         pixels = self.torch.from_numpy(images)
@@ -142,17 +142,11 @@ class TorchCompileEngine(TorchEngine):
         self.padded = np.zeros((batch_size,) + self.image_set.shape, np.uint8)
         self.net = self.torch.compile(self.net, dynamic=False)
 
-    def pad(self, images):
-        if len(images) == self.batch_size:
-            return images
-        self.padded[:len(images)] = images
-        return self.padded
-
-    def __call__(self, images):
-        return super().__call__(self.pad(images))[:len(images)]
-
     def prepare(self, images):
-        return super().prepare(self.pad(images))
+        if len(images) < self.batch_size:
+            self.padded[:len(images)] = images
+            images = self.padded
+        return super().prepare(images)
 
 
 class TorchGraphEngine(CudaBuffers):

@@ -105,5 +105,5 @@ def begin_turn(engine):
 
 
 def describe_threads(threads):
-    """ "1 thread", "4 threads", or, for 0, that the library chooses."""
-    return f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as it chooses"
+    """ "1 thread", "4 threads"."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"

@@ -6,8 +6,6 @@ mnist/engines/registry.py.
 
 import numpy as np
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
-
 # A precision that only rounds is judged by the largest difference of a log-probability. Behind each
 # tolerance stands the most that was measured on 10,000 training digits, over the shipped networks
 # and the CPU's engines (`python benchmarks/rounding.py` measures it again). It is several times

@@ -16,9 +16,7 @@ from mnist.engines.buffers import CudaBuffers
 from mnist.engines.cuda import choose_memory
 from mnist.errors import MNISTError, UnavailableError, warn
 
-# What a precision is called among the builder's flags, where it is one, and what says whether this
-# GPU has it. Both until TensorRT 10.
-FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+# What says whether this GPU has a precision, until TensorRT 10.
 HARDWARE = {"tf32": "platform_has_tf32", "int8": "platform_has_fast_int8"}
 WORKSPACE_MIB = 64  # scratch memory a layer may use; a Jetson Nano shares 4 GB with its GPU
 
@@ -103,19 +101,17 @@ def tensorrt_missing(device="cuda", precision="fp32", memory="auto"):
 
 # --- Precisions ----------------------------------------------------------------------------------
 
-def precision_flag(trt, precision):
-    """The builder's flag for a precision; None where there is none.
+def takes_flags(trt):
+    """Whether precisions are flags of the builder, called as here but in capitals.
 
     TensorRT 11 and TensorRT-RTX have none: they compute in what the graph says.
     """
-    return getattr(trt.BuilderFlag, FLAGS[precision], None) if precision in FLAGS else None
+    return hasattr(trt.BuilderFlag, "FP16")
 
 
 def precision_missing(trt, precision):
     """Why this version can't compute in a precision; None where it can."""
-    # With flags for others but none for this one, it knows this one neither way.
-    if precision in FLAGS and precision_flag(trt, precision) is None \
-            and precision_flag(trt, "fp16") is not None:
+    if takes_flags(trt) and precision != "fp32" and not hasattr(trt.BuilderFlag, precision.upper()):
         return f"{flavour(trt)} has no {precision}; newer ones have"
     return None
 
@@ -123,12 +119,9 @@ def precision_missing(trt, precision):
 def graph_precision(trt, precision):
     """The precision that the ONNX graph has to hold for an engine of `precision`.
 
-    int8 is always in the graph (its scales are), the others where the builder has no flag for them.
+    int8 is always in the graph (its scales are), the others where they are no flags.
     """
-    if precision == "int8":
-        return "int8"
-    in_graph = precision in FLAGS and precision_flag(trt, precision) is None
-    return precision if in_graph else "fp32"
+    return "fp32" if precision == "tf32" or takes_flags(trt) and precision != "int8" else precision
 
 
 # --- Building ------------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ def build_engine(trt, graph, precision, batches):
 
     config = builder.create_builder_config()
     set_workspace(trt, config)
-    flag = precision_flag(trt, precision)
+    flag = getattr(trt.BuilderFlag, precision.upper(), None)
     if flag is not None:
         config.set_flag(flag)
     if precision != "tf32" and hasattr(trt.BuilderFlag, "TF32"):

@@ -290,7 +290,8 @@ class ImageWindow(QMainWindow):
 
     def look(self):
         """Have what the canvas shows looked at."""
-        self.sync_sample()
+        if self.canvas.sample is not None:  # undo may have brought back another one
+            self.go_to.setValue(self.canvas.sample)
         job = functools.partial(self.look_at, QImage(self.canvas.picture), self.canvas.image,
                                 self.target())
         self.worker.submit("look", job, self.show_seen, self.failed.emit)
@@ -338,16 +339,9 @@ class ImageWindow(QMainWindow):
         return None if self.canvas.sample is None else self.targets[self.canvas.sample]
 
     def show_sample(self, index):
-        if index >= 0:
+        if index not in (-1, self.canvas.sample):
             image = self.images[index]
             self.canvas.show_array(as_picture(image), image, index)
-
-    def sync_sample(self):
-        """Undo may have brought back another test image."""
-        if self.canvas.sample is not None:
-            self.go_to.blockSignals(True)
-            self.go_to.setValue(self.canvas.sample)
-            self.go_to.blockSignals(False)
 
     def step(self, by):
         """Go one test image on or back; from none to the first or the last."""

@@ -211,7 +211,6 @@ class LoadedEngine:
             input_mode = trt.TensorIOMode.INPUT
         else:
             engine, input_mode = Bindings(engine), True
-        self.shape_of_images = tuple(image_set.shape)
         self.runtime, self.engine, self.log = runtime, engine, log
         tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [tensor for tensor in tensors if engine.get_tensor_mode(tensor) == input_mode]
@@ -219,7 +218,7 @@ class LoadedEngine:
         shapes = [tuple(engine.get_tensor_shape(tensor)) for tensor in inputs + outputs]
         floats = all(engine.get_tensor_dtype(tensor) == trt.DataType.FLOAT for tensor in tensors)
         if len(inputs) != 1 or not floats or [shape[1:] for shape in shapes] != [
-                self.shape_of_images, (image_set.outputs,)]:
+                tuple(image_set.shape), (image_set.outputs,)]:
             raise MNISTError(
                 f"the engine isn't one of {image_set.name}: it should take float32 (batch, "
                 f"{', '.join(map(str, image_set.shape))}) and give float32 (batch, "
@@ -235,20 +234,6 @@ class LoadedEngine:
         self.context = create_context(trt, engine)
         if self.context is None:
             raise MNISTError(f"TensorRT can't run the engine: {log.last_words()}")
-
-    def start(self, stream_handle):
-        """Start the engine on a CUDA stream. Raises MNISTError where TensorRT refuses."""
-        if not self.context.execute_async_v3(stream_handle=stream_handle):
-            raise MNISTError(f"TensorRT refused to run the engine: {self.log.last_words()}")
-
-    def set_up(self, batch_size, image_address, log_probs_address):
-        """Fix the batch size, and where the engine reads and writes."""
-        shape = (batch_size,) + self.shape_of_images
-        if self.is_dynamic and not self.context.set_input_shape(self.image, shape):
-            raise MNISTError(f"TensorRT refused batch {batch_size}: {self.log.last_words()}")
-        for tensor, address in ((self.image, image_address), (self.log_probs, log_probs_address)):
-            if not self.context.set_tensor_address(tensor, address):
-                raise MNISTError(f"TensorRT refused a buffer: {self.log.last_words()}")
 
 
 class Bindings:
@@ -319,13 +304,20 @@ class TensorRTEngine(CudaBuffers):
                                    f"not {batch_size}")
         super().__init__(memory, batch_size, image_set)
         self.image_set, self.precision, self.loaded = image_set, precision, loaded
-        loaded.set_up(batch_size, memory.address(self.device_pixels),
-                      memory.address(self.device_log_probs))
+        context, log = loaded.context, loaded.log
+        if loaded.is_dynamic and not context.set_input_shape(loaded.image, self.pixels.shape):
+            raise MNISTError(f"TensorRT refused batch {batch_size}: {log.last_words()}")
+        for tensor, buffer in ((loaded.image, self.device_pixels),
+                               (loaded.log_probs, self.device_log_probs)):
+            if not context.set_tensor_address(tensor, memory.address(buffer)):
+                raise MNISTError(f"TensorRT refused a buffer: {log.last_words()}")
         self.detail = f"{flavour(trt)}, {memory.name} memory"
 
     def start_alone(self):
         """Start the engine on the images that are on the GPU."""
-        self.loaded.start(self.memory.stream_handle)
+        if not self.loaded.context.execute_async_v3(stream_handle=self.memory.stream_handle):
+            words = self.loaded.log.last_words()
+            raise MNISTError(f"TensorRT refused to run the engine: {words}")
 
     def close(self):
         """Give everything back; the order matters to TensorRT."""

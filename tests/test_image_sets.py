@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import struct
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -292,10 +294,21 @@ def test_a_class_that_only_the_test_images_have_is_refused(photos):
 
 
 def test_without_torchvision_a_download_tells_the_way_by_hand(tmp_path, monkeypatch):
-    import sys
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError, match="needs torchvision\nBy hand: put its files into"):
-        download.fetch_by_torchvision("kmnist", "KMNIST", str(tmp_path), "test", train=False)
+        download.fetch_by_torchvision("kmnist", "KMNIST", str(tmp_path), train=False)
+
+
+@pytest.mark.parametrize("name, dataset, settings", [
+    ("emnist-letters", "EMNIST", {"train": False, "split": "letters"}),
+    ("cifar10", "CIFAR10", {"train": False}), ("gtsrb", "GTSRB", {"split": "test"})])
+def test_each_set_is_asked_for_as_torchvision_knows_it(tmp_path, monkeypatch, name, dataset,
+                                                       settings):
+    asked = []
+    datasets = types.SimpleNamespace(**{dataset: lambda folder, **how: asked.append(how)})
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=datasets))
+    MNISTdsource.SOURCES[name].fetch(str(tmp_path), "test")
+    assert asked == [dict(settings, download=True)]
 
 
 def test_torchvision_downloads_from_where_it_knows(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ READABLE = 7  # the most numbers side by side
 class AnswerPanel:
     """GraphMNIST's: the answer, the probabilities of classes, what the network received."""
 
-    below = None
+    below = image_set = None
 
     def __init__(self):
         self.answer = AnswerView()
@@ -43,15 +43,12 @@ class AnswerPanel:
 
     def show(self, image, target, result):
         """Show the newest image's answer; `result` is (outputs float32 (K,), seconds), or None."""
+        outputs, seconds = result or (None, None)
         self.network_input.set_image(image)
-        if result is None:
-            self.answer.clear()
-            self.bars.set_values(self.bars.classes, None)
-            return
-        outputs, seconds = result
         self.answer.show_outputs(self.image_set, outputs, target)
-        self.bars.set_values(self.image_set.classes, np.exp(outputs))
-        self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
+        self.bars.set_values(self.bars.classes, None if outputs is None else np.exp(outputs))
+        if result:
+            self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -59,6 +56,8 @@ class AnswerPanel:
 
 class FeaturePanel:
     """MNISTshowFeat's, below and beside the canvas: a tab for each convolution of the network."""
+
+    image_set = None
 
     def __init__(self):
         self.answer = AnswerView()
@@ -87,10 +86,7 @@ class FeaturePanel:
         """Show the newest image; `result` is what `FeatureReader.look` returned, or None."""
         maps, outputs = result or ([None] * len(self.layers), None)
         self.network_input.set_image(image)
-        if outputs is None:
-            self.answer.clear()
-        else:
-            self.answer.show_outputs(self.image_set, outputs, target)
+        self.answer.show_outputs(self.image_set, outputs, target)
         for tab, seen in zip(self.layers, maps):
             tab.set_maps(seen)
         self.show_choice()

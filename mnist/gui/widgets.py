@@ -79,12 +79,13 @@ class AnswerView(QWidget):
         rows.addWidget(self.target)
         rows.addStretch()
 
-    def clear(self):
+    def show_outputs(self, image_set, outputs, target):
+        """Show what a network's outputs, float32 (K,), mean, and the target where it is known;
+        nothing for None."""
         self.answer.clear()
         self.target.clear()
-
-    def show_outputs(self, image_set, outputs, target):
-        """Show what a network's outputs, float32 (K,), mean, and the target where it is known."""
+        if outputs is None:
+            return
         answer = image_set.describe(outputs)
         of_classes = image_set.task == "classification"
         self.answer.setText(answer)

@@ -67,18 +67,8 @@ def int8_graph(network, calibration=None):
         raise UnavailableError(problem)
     quantised = quantise(graph, images, network.image_set)
     if path:
-        keep(path, quantised, wanted)
+        keep([(path, quantised)], dict(wanted, sha256=digest(quantised)), "the int8 graph is made")
     return quantised
-
-
-def keep(path, quantised, wanted):
-    """Write a graph and its record; a folder that can't be written to is a warning."""
-    try:
-        with write_atomically(path) as file:
-            file.write(quantised)
-        save_json(path + ".json", dict(wanted, sha256=digest(quantised)))
-    except MNISTError as error:
-        warn(f"{error}; the int8 graph is made anew next time")
 
 
 def kept_graph(path, wanted):
@@ -92,6 +82,18 @@ def kept_graph(path, wanted):
     of_shipped = {key: value for key, value in wanted.items() if key not in (
         "graph_sha256", "calibration_images", "calibration_sha256")}
     return read_kept(path, wanted, "sha256")[0] or read_kept(shipped, of_shipped, "sha256")[0]
+
+
+def keep(files, record, what):
+    """Write files, pairs of path and bytes, and the record of the last one, without which that
+    isn't used; a folder that can't be written to is a warning."""
+    try:
+        for path, content in files:
+            with write_atomically(path) as file:
+                file.write(content)
+        save_json(path + ".json", record)
+    except MNISTError as error:
+        warn(f"{error}; {what} anew next time")
 
 
 def read_kept(path, wanted, name_of_digest):

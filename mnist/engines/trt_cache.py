@@ -10,7 +10,7 @@ import sys
 import time
 
 from mnist.engines.cuda import choose_memory, find_gpu
-from mnist.engines.int8 import network_graph, read_kept, weights_in_float
+from mnist.engines.int8 import keep, network_graph, read_kept, weights_in_float
 from mnist.engines.trt import (
     WORKSPACE_MIB,
     TensorRTEngine,
@@ -22,7 +22,7 @@ from mnist.engines.trt import (
     load_engine,
 )
 from mnist.errors import MNISTError, UnavailableError, warn
-from mnist.files import digest, save_json, write_atomically
+from mnist.files import digest
 
 
 def engine_path(stem, precision, batches):
@@ -100,20 +100,10 @@ class EngineFile:
         plan = build_engine(self.trt, self.graph, self.precision, self.batches)
         seconds = time.monotonic() - started
         print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
-        try:
-            if self.keeps:
-                self.save(plan, seconds)
-        except MNISTError as error:
-            warn(f"{error}; the engine is built anew next time")
+        if self.keeps:
+            record = dict(self.wanted, engine_sha256=digest(plan), build_seconds=round(seconds, 2))
+            keep([(self.graph_path, self.graph), (self.path, plan)], record, "the engine is built")
         return plan
-
-    def save(self, plan, build_seconds):
-        """Write graph, engine and record. The record last: without it the engine isn't used."""
-        for path, content in ((self.graph_path, self.graph), (self.path, plan)):
-            with write_atomically(path) as file:
-                file.write(content)
-        save_json(self.path + ".json", dict(self.wanted, engine_sha256=digest(plan),
-                                            build_seconds=round(build_seconds, 2)))
 
 
 def cached_engine(network, device, precision="fp32", batch_size=64, calibration=None, batches=None,

@@ -98,9 +98,8 @@ def read_frames(folder, split, image_set):
                                f"{', '.join(image_set.classes)}")
     frames = frames_of_split(found[1], split)
     name = f"frames-{split}-" + "{}x{}x{}".format(*image_set.shape)
-    images, targets, _ = decode_once(folder, name, [(frame.path, frame.values) for frame in frames],
-                                     lambda: decode_frames(frames, image_set.shape))
-    return images, targets, None
+    return decode_once(folder, name, [(frame.path, frame.values) for frame in frames],
+                       lambda: decode_frames(frames, image_set.shape))
 
 
 def frames_of_split(frames, split):

@@ -14,7 +14,7 @@ import numpy as np
 from mnist.engines.buffers import CudaBuffers
 from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import package_missing
-from mnist.machine import usable_cpus
+from mnist.machine import read, usable_cpus
 
 
 def open_torch(network, device, precision, batch_size, tuning=True, threads=None, **_):
@@ -273,11 +273,8 @@ def bfloat16_missing(device):
 
 def cpu_flags():
     """The features of the CPU that Linux lists; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
+    lines = (read("/proc/cpuinfo") or "").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def torch_compile_missing(device, precision):

@@ -126,15 +126,14 @@ def quantise(graph, images, image_set):
         quantize_static,
     )
 
-    class Batches(CalibrationDataReader):
-        """The images in batches, as the graph takes them."""
+    batches = ({"image": images[start:start + 100].astype(np.float32)}
+               for start in range(0, len(images), 100))
 
-        def __init__(self):
-            self.batches = iter([images[start:start + 100] for start in range(0, len(images), 100)])
+    class Batches(CalibrationDataReader):
+        """The images, as the graph takes them."""
 
         def get_next(self):
-            batch = next(self.batches, None)
-            return None if batch is None else {"image": batch.astype(np.float32)}
+            return next(batches, None)
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]

@@ -167,7 +167,9 @@ class ImageWindow(QMainWindow):
                             lambda: self.widen(8))]
         self.add_action(bar, "undo", "Undo", "Ctrl+Z", "Undo", self.canvas.undo)
         self.add_action(bar, "clear", "Clear", "Delete", "Clear the canvas", self.canvas.clear)
-        bar.addWidget(spacer())
+        spacer = QWidget()  # pushes what follows to the right
+        spacer.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Preferred)
+        bar.addWidget(spacer)
         self.add_action(bar, "open", "Open", "Ctrl+O", "Open a picture", self.open_picture)
         self.add_action(bar, "save", "Save", "Ctrl+S", "Save the canvas as PNG", self.save_picture)
         self.add_action(bar, "help", "Help", "F1", "Show all keys", self.show_help)
@@ -392,10 +394,3 @@ class ImageWindow(QMainWindow):
         self.hide()
         self.worker.stop()
         super().closeEvent(event)
-
-
-def spacer():
-    """An empty widget that pushes what follows it in a tool bar to the right."""
-    widget = QWidget()
-    widget.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Preferred)
-    return widget

@@ -82,7 +82,7 @@ def load_network(weights=None, network=None, image_set=None, trust_pickle=False)
     net = make_network(name, make, image_set)
     check_state(state, net.state_dict(), path)
     net.load_state_dict(state)
-    return Network(net.float().eval(), image_set, name, path, describe_path(path), network)
+    return Network(net, image_set, name, path, describe_path(path), network)
 
 
 def called(image_set):
@@ -251,7 +251,7 @@ def read_pickle(path, trust_pickle):
     """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
     how = dict(weights_only=not trust_pickle) if HAS_WEIGHTS_ONLY else {}
     if not HAS_WEIGHTS_ONLY and not trust_pickle:
-        how = dict(pickle_module=tensors_only())
+        how = dict(pickle_module=TENSORS_ONLY)
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", **how)
@@ -309,12 +309,10 @@ class TensorsOnlyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
 
 
-def tensors_only():
-    """What torch.load takes as `pickle_module`, with `TensorsOnlyUnpickler`."""
-    def load(file, **arguments):
-        return TensorsOnlyUnpickler(file, **arguments).load()
-
-    return types.SimpleNamespace(__name__="pickle", Unpickler=TensorsOnlyUnpickler, load=load)
+# What torch.load takes as `pickle_module`.
+TENSORS_ONLY = types.SimpleNamespace(
+    __name__="pickle", Unpickler=TensorsOnlyUnpickler,
+    load=lambda file, **arguments: TensorsOnlyUnpickler(file, **arguments).load())
 
 
 def check_state(state, expected, path):

@@ -65,13 +65,12 @@ DIGITS = MNIST.classes
 def idx_source(name, classes, mean, std, augment, dataset, settings=None, files=MNIST_FILES, **how):
     """The `Source` of a set in IDX files, which torchvision's `dataset` downloads.
 
-    `settings`: what the dataset wants to know beside the folder; by default train=….
+    `settings`: what the dataset wants to know beside the folder and train=….
     """
     image_set = ImageSet(name, MNIST.shape, classes, (mean,), (std,), augment=augment)
 
     def download(folder, split):
-        fetch_by_torchvision(name, dataset, folder, split,
-                             **dict({"train": split == "train"}, **settings or {}))
+        fetch_by_torchvision(name, dataset, folder, train=split == "train", **settings or {})
 
     read = functools.partial(read_idx_split, image_set=image_set, files=files, **how)
     return Source(image_set, "IDX files", read, download)
@@ -111,9 +110,9 @@ SOURCES = collections.OrderedDict((source.image_set.name, source) for source in 
     emnist("balanced", DIGITS + LETTERS + tuple("abdefghnqrt"), 0.1751, 0.3332),
     idx_source("qmnist", DIGITS, 0.1307, 0.3081, "digits", "QMNIST", files=QMNIST_FILES),
     Source(CIFAR10, "CIFAR-10", read_cifar, lambda folder, split: fetch_by_torchvision(
-        "cifar10", "CIFAR10", folder, split, train=split == "train")),
+        "cifar10", "CIFAR10", folder, train=split == "train")),
     Source(GTSRB, "GTSRB", read_gtsrb, lambda folder, split: fetch_by_torchvision(
-        "gtsrb", "GTSRB", folder, split, split=split)),
+        "gtsrb", "GTSRB", folder, split=split)),
 ))
 
 IMAGE_SETS = collections.OrderedDict((name, source.image_set) for name, source in SOURCES.items())

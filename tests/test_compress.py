@@ -17,7 +17,7 @@ from mnist.datasets.fonts import generated_digits
 from mnist.datasets.image_set import MNIST
 from mnist.engines import int8, registry
 from mnist.engines.onnx_export import check_onnx
-from mnist.engines.precision import judge_log_probs
+from mnist.engines.precision import judge_outputs
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import SHIPPED, Network, load_network, save_weights
 from mnist.training.compress import (
@@ -90,7 +90,7 @@ def test_int8_on_real_digits_loses_two_answers_at_most(shipped, mnist_dir):
     answers = onnxruntime_answers(int8.int8_graph(shipped, calibration(mnist_dir)), images)
     right = (reference.argmax(1) == labels).sum()
     assert (answers.argmax(1) == labels).sum() >= right - 2
-    assert judge_log_probs(answers, reference, "int8")[1] is None
+    assert judge_outputs(MNIST, answers, reference, "int8")[1] is None
 
 
 def test_the_form_for_every_tensorrt_answers_the_same(graph, digits):

@@ -11,7 +11,7 @@ import torch
 
 from mnist.datasets.image_set import MNIST
 from mnist.engines import pytorch, registry, runtimes, tuning
-from mnist.engines.precision import TOLERANCE, judge_log_probs
+from mnist.engines.precision import TOLERANCE, judge_outputs
 from mnist.errors import UnavailableError, package_missing
 from mnist.models.weights import SHIPPED, Network, load_network
 from MNISTdsource import calibration_images, load_split
@@ -70,7 +70,7 @@ def test_every_precision_of_the_cpu_rounds_and_no_more(mnist_dir, name, precisio
     assert engine.precision == precision
     answers = answers_of(engine, images)
     reference = registry.reference_log_probs(Network(net), images)
-    difference, reason = judge_log_probs(answers, reference, precision)
+    difference, reason = judge_outputs(MNIST, answers, reference, precision)
     assert reason is None
     assert (difference > 1e-3) == (precision != "fp32")  # it really rounds
     assert (answers.argmax(1) == labels).mean() > 0.99

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import struct
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -156,7 +158,7 @@ def test_signs_unpacked_are_the_same_as_from_the_zips(signs, tmp_path):
 
 def test_decoded_signs_are_kept_until_a_zip_changes(signs, monkeypatch):
     first = load_images(gtsrb.GTSRB, "test", data_dir=str(signs)).digest
-    monkeypatch.setattr(gtsrb, "decode_ppm", None)  # nothing is decoded again
+    monkeypatch.setattr(gtsrb, "decode", None)  # nothing is decoded again
     assert load_images(gtsrb.GTSRB, "test", data_dir=str(signs)).digest == first
     os.utime(signs / "GTSRB_Final_Test_Images.zip", (1, 1))
     with pytest.raises(TypeError):
@@ -175,12 +177,10 @@ def test_what_is_held_out_of_images_sorted_by_class_is_of_all():
     assert len(held_out[1]) == 100 and set(held_out[1].tolist()) == set(range(10))
 
 
-def test_a_damaged_ppm_is_refused_by_name():
-    content = ppm(noise(32, 32, 3))
-    with pytest.raises(MNISTError, match="x.ppm is damaged: 3071 bytes of pixels, not 32 × 32"):
-        gtsrb.decode_ppm(content[:-1], "x.ppm")
-    with pytest.raises(MNISTError, match="x.ppm isn't a PPM file"):
-        gtsrb.decode_ppm(b"P5" + content, "x.ppm")
+@pytest.mark.parametrize("content", [ppm(noise(32, 32, 3))[:-1], b"P5" + ppm(noise(32, 32, 3))])
+def test_a_damaged_ppm_is_refused_by_name(content):
+    with pytest.raises(MNISTError, match="x.ppm in signs.zip: can't read"):
+        gtsrb.decode({"x.ppm": ("signs.zip", lambda: content)}, ["x.ppm"])
 
 
 # --- A folder of pictures -------------------------------------------------------------------------
@@ -294,10 +294,21 @@ def test_a_class_that_only_the_test_images_have_is_refused(photos):
 
 
 def test_without_torchvision_a_download_tells_the_way_by_hand(tmp_path, monkeypatch):
-    import sys
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(DataError, match="needs torchvision\nBy hand: put its files into"):
-        download.fetch_by_torchvision("kmnist", "KMNIST", str(tmp_path), "test", train=False)
+        download.fetch_by_torchvision("kmnist", "KMNIST", str(tmp_path), train=False)
+
+
+@pytest.mark.parametrize("name, dataset, settings", [
+    ("emnist-letters", "EMNIST", {"train": False, "split": "letters"}),
+    ("cifar10", "CIFAR10", {"train": False}), ("gtsrb", "GTSRB", {"split": "test"})])
+def test_each_set_is_asked_for_as_torchvision_knows_it(tmp_path, monkeypatch, name, dataset,
+                                                       settings):
+    asked = []
+    datasets = types.SimpleNamespace(**{dataset: lambda folder, **how: asked.append(how)})
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=datasets))
+    MNISTdsource.SOURCES[name].fetch(str(tmp_path), "test")
+    assert asked == [dict(settings, download=True)]
 
 
 def test_torchvision_downloads_from_where_it_knows(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 from mnist.bench import stopwatch as bench
 from mnist.bench import tables
 from mnist.datasets.image_set import MNIST
-from mnist.engines.precision import judge_log_probs
+from mnist.engines.precision import judge_outputs
 
 IMAGES, CLASSES = 100, 10
 LABELS = np.arange(IMAGES) % CLASSES
@@ -337,7 +337,7 @@ def test_int8_may_change_what_the_reference_was_not_sure_of():
     for changed, wrong in ((slice(0, 50), False), (slice(50, 51), True)):
         outputs = reference.copy()
         outputs[changed] = outputs[changed, ::-1]
-        assert bool(judge_log_probs(outputs, reference, "int8")[1]) == wrong
+        assert bool(judge_outputs(MNIST, outputs, reference, "int8")[1]) == wrong
 
 
 # --- Statistics -----------------------------------------------------------------------------------

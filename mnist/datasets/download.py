@@ -61,8 +61,9 @@ def fetch(name, folder):
         "folder that you name with --data-dir or MNIST_DATA.")
 
 
-def fetch_by_torchvision(image_set, dataset, folder, split, **settings):
-    """Have torchvision's `dataset` (its name there) of an image set downloaded into `folder`.
+def fetch_by_torchvision(image_set, dataset, folder, **settings):
+    """Have torchvision's `dataset` (its name there) of an image set downloaded into `folder`; the
+    `settings` are the dataset's own.
 
     It holds each file against its MD5. Raises DataError, saying how to get it by hand.
     """

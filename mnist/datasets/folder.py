@@ -23,11 +23,10 @@ def describe_folder(folder, image_size=None, channels=3):
     """The `ImageSet` of a folder of pictures: its classes are the folders in it, in the order of
     their names; mean and standard deviation are those of its training images.
 
-    image_size: pixels a side that the pictures are brought to, or (height, width). Raises
-    UnavailableError where there is no class, or one of a single picture.
+    image_size: pixels a side that the pictures are brought to. Raises UnavailableError where there
+    is no class, or one of a single picture.
     """
-    size = image_size or IMAGE_SIZE
-    height, width = (size, size) if isinstance(size, int) else size
+    height = width = image_size or IMAGE_SIZE
     pictures = find_pictures(folder, "train")
     classes = tuple(sorted(pictures))
     for name, paths in pictures.items():
@@ -125,18 +124,23 @@ def read_folder(folder, split, image_set):
     return images, targets.astype(np.int64), None
 
 
-def decode_pictures(where, shape):
-    """(images, targets, None) of pictures, given as (path, target), as far as they can be read."""
+def decode_pictures(where, shape, value=lambda target, picture: target):
+    """(images, targets, None) of pictures, given as (path, target), as far as they can be read.
+
+    value: of a target and the picture as `read_picture` gives it: what to take for the target.
+    """
     images = np.empty((len(where),) + tuple(shape), np.uint8)
     targets = []
     for path, target in where:
         try:
-            images[len(targets)] = to_shape(read_picture(path), shape)
-            targets.append(target)
+            picture = read_picture(path)
+            images[len(targets)] = to_shape(picture, shape)
+            targets.append(value(target, picture))
         except MNISTError as error:
             warn(f"left out: {error}")
     if not targets:
-        raise MNISTError(f"none of {len(where)} pictures can be read")
+        raise MNISTError(f"none of {len(where)} pictures can be read" if where else
+                         "there are no pictures for it")
     return images[:len(targets)], np.array(targets), None
 
 

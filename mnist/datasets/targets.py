@@ -16,18 +16,17 @@ from typing import NamedTuple, Optional, Tuple
 import numpy as np
 
 from mnist.datasets.decoded import decode_once
-from mnist.datasets.drawing import read_picture
 from mnist.datasets.folder import (
     IMAGE_SIZE,
-    PICTURES,
     SPLIT_FOLDERS,
     TEST_SHARE,
+    decode_pictures,
     find_pictures,
-    to_shape,
+    pictures_below,
     with_statistics,
 )
 from mnist.datasets.image_set import ImageSet
-from mnist.errors import MNISTError, UnavailableError, warn
+from mnist.errors import UnavailableError
 
 XY_NAME = re.compile(r"(?:xy_)?(\d{1,4})_(\d{1,4})_[0-9a-fA-F-]{8,}$")
 # Columns that aren't targets; how fast somebody drove isn't to be seen in a frame.
@@ -99,9 +98,8 @@ def read_frames(folder, split, image_set):
                                f"{', '.join(image_set.classes)}")
     frames = frames_of_split(found[1], split)
     name = f"frames-{split}-" + "{}x{}x{}".format(*image_set.shape)
-    images, targets, _ = decode_once(folder, name, [(frame.path, frame.values) for frame in frames],
-                                     lambda: decode_frames(frames, image_set.shape))
-    return images, targets, None
+    return decode_once(folder, name, [(frame.path, frame.values) for frame in frames],
+                       lambda: decode_frames(frames, image_set.shape))
 
 
 def frames_of_split(frames, split):
@@ -120,24 +118,23 @@ def frames_of_split(frames, split):
 
 def decode_frames(frames, shape):
     """(images, targets, None) of frames, as far as they can be read."""
-    images, targets = np.empty((len(frames),) + tuple(shape), np.uint8), []
-    for frame in frames:
-        try:
-            picture = read_picture(frame.path)
-        except MNISTError as error:
-            warn(f"left out: {error}")
-            continue
-        images[len(targets)] = to_shape(picture, shape)
-        height, width = picture.shape[:2]
-        targets.append(clicked(frame.values, width, height) if frame.clicked else frame.values)
-    if not targets:
-        raise MNISTError(f"none of {len(frames)} pictures can be read" if frames else
-                         "there are no pictures for it")
-    targets = np.array(targets, np.float32)
+    images, targets, _ = decode_pictures([(frame.path, frame) for frame in frames], shape,
+                                         values_of)
+    targets = targets.astype(np.float32)
     if not (np.abs(targets) <= 1).all():  # a NaN is none either
         raise UnavailableError(f"values go from -1 to 1, not from {targets.min():g} to "
                                f"{targets.max():g}: scale them")
-    return images[:len(targets)], targets, None
+    return images, targets, None
+
+
+def values_of(frame, picture):
+    """The values of a frame; a clicked pixel as NVIDIA's course scales it: -1 at the left or upper
+    edge, 1 at the other. x may equal the width, which gives 1."""
+    if not frame.clicked:
+        return frame.values
+    x, y = frame.values
+    height, width = picture.shape[:2]
+    return (x - width / 2) / (width / 2), (y - height / 2) / (height / 2)
 
 
 def frames_of_csv(path):
@@ -198,23 +195,10 @@ def find_picture(folder, name):
 
 
 def frames_of_names(folder):
-    """The clicked points in the names of all pictures below a folder, as -1 to 1."""
+    """The clicked points in the names of all pictures below a folder."""
     frames = []
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            stem, extension = os.path.splitext(name)
-            point = XY_NAME.match(stem)
-            if point and extension.lower() in PICTURES:
-                frames.append(Frame(os.path.join(place, name), tuple(map(float, point.groups())),
-                                    clicked=True))
+    for path in pictures_below(folder):
+        point = XY_NAME.match(os.path.splitext(os.path.basename(path))[0])
+        if point:
+            frames.append(Frame(path, tuple(map(float, point.groups())), clicked=True))
     return ("x", "y"), frames
-
-
-def clicked(point, width, height):
-    """A clicked pixel as NVIDIA's course scales it: -1 at the left or upper edge, 1 at the other.
-
-    x may equal the width, which gives 1.
-    """
-    x, y = point
-    return (x - width / 2) / (width / 2), (y - height / 2) / (height / 2)

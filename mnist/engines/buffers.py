@@ -54,7 +54,6 @@ class CudaBuffers(FixedBuffers):
         self.device_pixels = memory.device(self.pixels.shape)
         self.device_log_probs = memory.device(self.log_probs.shape)
         self.run_all, self.run_alone = self.start_first, self.start_alone
-        self.graph = None  # not tried yet; then "CUDA graph", or why there is none
 
     def start_all(self):
         """Start copying the pixels in, the network, and copying log_probs out."""
@@ -69,11 +68,11 @@ class CudaBuffers(FixedBuffers):
         try:
             self.run_all = self.memory.capture(self.start_all)
             self.run_alone = self.memory.capture(self.start_alone)
-            self.graph = "CUDA graph"
+            graph = "CUDA graph"
         except UnavailableError as error:
             self.run_all, self.run_alone = self.start_all, self.start_alone
-            self.graph = f"no CUDA graph: {error}"
-        self.detail += ", " + self.graph
+            graph = f"no CUDA graph: {error}"
+        self.detail += ", " + graph
 
     def __call__(self, images):
         super().prepare(images)

@@ -7,7 +7,6 @@ found on a thousand training images (the calibration). ONNX Runtime, OpenVINO an
 the very same file; docs/compression.md tells what else was tried. Uses onnx and onnxruntime.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -61,28 +60,18 @@ def int8_graph(network, calibration=None):
             problem = ("int8 is calibrated on training images, and there are none: "
                        + str(error).split("\n")[0])
     path = network.stem and network.stem + "-int8.onnx"
-    kept = read_kept(path, wanted)
+    kept = kept_graph(path, wanted)
     if kept:
         return kept
     if images is None:
         raise UnavailableError(problem)
     quantised = quantise(graph, images, network.image_set)
     if path:
-        keep(path, quantised, wanted)
+        keep([(path, quantised)], dict(wanted, sha256=digest(quantised)), "the int8 graph is made")
     return quantised
 
 
-def keep(path, quantised, wanted):
-    """Write a graph and its record; a folder that can't be written to is a warning."""
-    try:
-        with write_atomically(path) as file:
-            file.write(quantised)
-        save_json(path + ".json", dict(wanted, sha256=digest(quantised)))
-    except MNISTError as error:
-        warn(f"{error}; the int8 graph is made anew next time")
-
-
-def read_kept(path, wanted):
+def kept_graph(path, wanted):
     """The graph at `path`, or the shipped one of these weights, where its record says what is
     wanted; None otherwise."""
     if not path:
@@ -90,17 +79,40 @@ def read_kept(path, wanted):
     # The shipped one was exported by another torch, whose graph needn't be the same to a byte, and
     # calibrated on MNIST's (or its set's) training images, whatever lies here.
     shipped = os.path.join(ROOT, "weights", os.path.basename(path))
-    for place, free in ((path, ()), (shipped, (
-            "graph_sha256", "calibration_images", "calibration_sha256"))):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            with open(place + ".json", encoding="utf-8") as file:
-                record = dict(json.load(file))
-            with open(place, "rb") as file:
-                graph = file.read()
-            expected = dict(wanted, sha256=digest(graph))
-            if all(record.get(key) == expected[key] for key in expected if key not in free):
-                return graph
-    return None
+    of_shipped = {key: value for key, value in wanted.items() if key not in (
+        "graph_sha256", "calibration_images", "calibration_sha256")}
+    return read_kept(path, wanted, "sha256")[0] or read_kept(shipped, of_shipped, "sha256")[0]
+
+
+def keep(files, record, what):
+    """Write files, pairs of path and bytes, and the record of the last one, without which that
+    isn't used; a folder that can't be written to is a warning."""
+    try:
+        for path, content in files:
+            with write_atomically(path) as file:
+                file.write(content)
+        save_json(path + ".json", record)
+    except MNISTError as error:
+        warn(f"{error}; {what} anew next time")
+
+
+def read_kept(path, wanted, name_of_digest):
+    """(the bytes of a file, None) where its record at `path`.json says what is wanted, else (None,
+    the first thing that differs, as text)."""
+    try:
+        with open(path + ".json", encoding="utf-8") as file:
+            record = dict(json.load(file))
+        with open(path, "rb") as file:
+            content = file.read()
+    except (OSError, ValueError, TypeError):
+        return None, f"no readable record {path}.json"
+    # The digest ties the two files together, should a kill part them.
+    for field, value in dict(wanted, **{name_of_digest: digest(content)}).items():
+        if field not in record:
+            return None, f"its record lacks {field}"
+        if record[field] != value:
+            return None, f"its {field} is {record[field]}, wanted is {value}"
+    return content, None
 
 
 def quantise(graph, images, image_set):
@@ -114,15 +126,14 @@ def quantise(graph, images, image_set):
         quantize_static,
     )
 
-    class Batches(CalibrationDataReader):
-        """The images in batches, as the graph takes them."""
+    batches = ({"image": images[start:start + 100].astype(np.float32)}
+               for start in range(0, len(images), 100))
 
-        def __init__(self):
-            self.batches = iter([images[start:start + 100] for start in range(0, len(images), 100)])
+    class Batches(CalibrationDataReader):
+        """The images, as the graph takes them."""
 
         def get_next(self):
-            batch = next(self.batches, None)
-            return None if batch is None else {"image": batch.astype(np.float32)}
+            return next(batches, None)
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, name) for name in ("float.onnx", "int8.onnx")]

@@ -14,7 +14,7 @@ import numpy as np
 from mnist.engines.buffers import CudaBuffers
 from mnist.engines.tuning import describe_threads, quickest, settings_to_try
 from mnist.errors import package_missing
-from mnist.machine import usable_cpus
+from mnist.machine import read, usable_cpus
 
 
 def open_torch(network, device, precision, batch_size, tuning=True, threads=None, **_):
@@ -65,11 +65,11 @@ class TorchEngine:
     def __call__(self, images):
         log_probs = self.compute(self.prepare(images))
         if self.device != "cpu":
-            pinned = self.pinned_out[:len(images)]
+            pinned = self.pinned_out[:len(log_probs)]
             pinned.copy_(log_probs, non_blocking=True)
             self.synchronise()
             log_probs = pinned
-        return log_probs.numpy()
+        return log_probs.numpy()[:len(images)]
 
     def prepare(self, images):
         pixels = self.torch.from_numpy(images)
@@ -142,17 +142,11 @@ class TorchCompileEngine(TorchEngine):
         self.padded = np.zeros((batch_size,) + self.image_set.shape, np.uint8)
         self.net = self.torch.compile(self.net, dynamic=False)
 
-    def pad(self, images):
-        if len(images) == self.batch_size:
-            return images
-        self.padded[:len(images)] = images
-        return self.padded
-
-    def __call__(self, images):
-        return super().__call__(self.pad(images))[:len(images)]
-
     def prepare(self, images):
-        return super().prepare(self.pad(images))
+        if len(images) < self.batch_size:
+            self.padded[:len(images)] = images
+            images = self.padded
+        return super().prepare(images)
 
 
 class TorchGraphEngine(CudaBuffers):
@@ -279,11 +273,8 @@ def bfloat16_missing(device):
 
 def cpu_flags():
     """The features of the CPU that Linux lists; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
+    lines = (read("/proc/cpuinfo") or "").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def torch_compile_missing(device, precision):

@@ -116,22 +116,20 @@ def open_openvino(graph, image_set, device, precision, batch_size, tuning=True, 
 
 
 class OpenVinoEngine(FixedBuffers):
-    """OpenVINO on an exported graph (bytes), on the CPU. `threads`: how many; 0: its choice."""
+    """OpenVINO on an exported graph (bytes), on the CPU with so many `threads`."""
 
     name = "openvino"
 
-    def __init__(self, graph, image_set, device, precision, batch_size, threads=0):
+    def __init__(self, graph, image_set, device, precision, batch_size, threads):
         import openvino
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.image_set = image_set
         core = openvino.Core()
         model = core.read_model(io.BytesIO(graph))
         model.reshape([batch_size] + list(image_set.shape))
-        settings = {"PERFORMANCE_HINT": "LATENCY",
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads,
                     # Left alone, it rounds to bfloat16 where the CPU can.
                     "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
         self.model = core.compile_model(model, "CPU", settings)
         self.request = self.model.create_infer_request()
         self.pixels = self.request.get_input_tensor().data

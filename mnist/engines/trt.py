@@ -16,9 +16,7 @@ from mnist.engines.buffers import CudaBuffers
 from mnist.engines.cuda import choose_memory
 from mnist.errors import MNISTError, UnavailableError, warn
 
-# What a precision is called among the builder's flags, where it is one, and what says whether this
-# GPU has it. Both until TensorRT 10.
-FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
+# What says whether this GPU has a precision, until TensorRT 10.
 HARDWARE = {"tf32": "platform_has_tf32", "int8": "platform_has_fast_int8"}
 WORKSPACE_MIB = 64  # scratch memory a layer may use; a Jetson Nano shares 4 GB with its GPU
 
@@ -103,19 +101,17 @@ def tensorrt_missing(device="cuda", precision="fp32", memory="auto"):
 
 # --- Precisions ----------------------------------------------------------------------------------
 
-def precision_flag(trt, precision):
-    """The builder's flag for a precision; None where there is none.
+def takes_flags(trt):
+    """Whether precisions are flags of the builder, called as here but in capitals.
 
     TensorRT 11 and TensorRT-RTX have none: they compute in what the graph says.
     """
-    return getattr(trt.BuilderFlag, FLAGS[precision], None) if precision in FLAGS else None
+    return hasattr(trt.BuilderFlag, "FP16")
 
 
 def precision_missing(trt, precision):
     """Why this version can't compute in a precision; None where it can."""
-    # With flags for others but none for this one, it knows this one neither way.
-    if precision in FLAGS and precision_flag(trt, precision) is None \
-            and precision_flag(trt, "fp16") is not None:
+    if takes_flags(trt) and precision != "fp32" and not hasattr(trt.BuilderFlag, precision.upper()):
         return f"{flavour(trt)} has no {precision}; newer ones have"
     return None
 
@@ -123,12 +119,9 @@ def precision_missing(trt, precision):
 def graph_precision(trt, precision):
     """The precision that the ONNX graph has to hold for an engine of `precision`.
 
-    int8 is always in the graph (its scales are), the others where the builder has no flag for them.
+    int8 is always in the graph (its scales are), the others where they are no flags.
     """
-    if precision == "int8":
-        return "int8"
-    in_graph = precision in FLAGS and precision_flag(trt, precision) is None
-    return precision if in_graph else "fp32"
+    return "fp32" if precision == "tf32" or takes_flags(trt) and precision != "int8" else precision
 
 
 # --- Building ------------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ def build_engine(trt, graph, precision, batches):
 
     config = builder.create_builder_config()
     set_workspace(trt, config)
-    flag = precision_flag(trt, precision)
+    flag = getattr(trt.BuilderFlag, precision.upper(), None)
     if flag is not None:
         config.set_flag(flag)
     if precision != "tf32" and hasattr(trt.BuilderFlag, "TF32"):
@@ -194,7 +187,7 @@ def set_workspace(trt, config):
 # --- Running -------------------------------------------------------------------------------------
 
 def load_engine(trt, plan, image_set):
-    """The engine in `plan` (bytes), loaded and ready to run: a `NamedTensors` or `Bindings`.
+    """The engine in `plan` (bytes), loaded and ready to run: a `LoadedEngine`.
 
     Raises UnavailableError where TensorRT can't run here, MNISTError with TensorRT's own words
     where the engine can't be loaded, and where it isn't one of the image set's.
@@ -207,34 +200,34 @@ def load_engine(trt, plan, image_set):
                          f"the kind of GPU it was built with): {log.last_words()}")
     for warning in log.warnings:
         warn(warning)
-    convention = NamedTensors if hasattr(engine, "num_io_tensors") else Bindings
-    return convention(trt, runtime, engine, log, image_set)
+    return LoadedEngine(trt, runtime, engine, log, image_set)
 
 
 class LoadedEngine:
-    """An engine with a context to run it in; its two subclasses are the two ways to call TensorRT.
-
-    `batches`: the smallest and the largest batch it takes.
-    """
+    """An engine with a context to run it in. `batches`: the smallest and the largest it takes."""
 
     def __init__(self, trt, runtime, engine, log, image_set):
-        self.shape_of_images = tuple(image_set.shape)
+        if hasattr(engine, "num_io_tensors"):
+            input_mode = trt.TensorIOMode.INPUT
+        else:
+            engine, input_mode = Bindings(engine), True
         self.runtime, self.engine, self.log = runtime, engine, log
-        tensors = self.tensors()
-        inputs = [tensor for tensor in tensors if self.is_input(trt, tensor)]
+        tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [tensor for tensor in tensors if engine.get_tensor_mode(tensor) == input_mode]
         outputs = [tensor for tensor in tensors if tensor not in inputs]
-        shapes = [self.shape(tensor)[1:] for tensor in inputs + outputs]
-        floats = all(self.dtype(tensor) == trt.DataType.FLOAT for tensor in tensors)
-        if shapes != [self.shape_of_images, (image_set.outputs,)] or len(inputs) != 1 or not floats:
+        shapes = [tuple(engine.get_tensor_shape(tensor)) for tensor in inputs + outputs]
+        floats = all(engine.get_tensor_dtype(tensor) == trt.DataType.FLOAT for tensor in tensors)
+        if len(inputs) != 1 or not floats or [shape[1:] for shape in shapes] != [
+                tuple(image_set.shape), (image_set.outputs,)]:
             raise MNISTError(
                 f"the engine isn't one of {image_set.name}: it should take float32 (batch, "
                 f"{', '.join(map(str, image_set.shape))}) and give float32 (batch, "
                 f"{image_set.outputs})")
         self.image, self.log_probs = inputs[0], outputs[0]
-        batch = self.shape(self.image)[0]
+        batch = shapes[0][0]
         self.is_dynamic = batch == -1
         if self.is_dynamic:
-            smallest, _, largest = self.profile(self.image)
+            smallest, _, largest = engine.get_tensor_profile_shape(self.image, 0)
             self.batches = smallest[0], largest[0]
         else:
             self.batches = batch, batch
@@ -242,76 +235,41 @@ class LoadedEngine:
         if self.context is None:
             raise MNISTError(f"TensorRT can't run the engine: {log.last_words()}")
 
-    def start(self, stream_handle):
-        """Start the engine on a CUDA stream. Raises MNISTError where TensorRT refuses."""
-        if not self.execute(stream_handle):
-            raise MNISTError(f"TensorRT refused to run the engine: {self.log.last_words()}")
 
-    def set_up(self, batch_size, image_address, log_probs_address):
-        """Fix the batch size, and where the engine reads and writes."""
-        if self.is_dynamic and not self.set_shape(self.image, (batch_size,) + self.shape_of_images):
-            raise MNISTError(f"TensorRT refused batch {batch_size}: {self.log.last_words()}")
-        self.set_address(self.image, image_address)
-        self.set_address(self.log_probs, log_probs_address)
+class Bindings:
+    """An engine of TensorRT up to 8.4, to be called as those of 8.5 and newer are.
 
+    There a tensor has a name; here it is a position in the list of addresses given to each call.
+    """
 
-class NamedTensors(LoadedEngine):
-    """TensorRT 8.5 and newer: a tensor has a name, and is given an address."""
+    def __init__(self, engine):
+        self.engine, self.num_io_tensors = engine, engine.num_bindings
+        self.get_tensor_name = int
+        self.get_tensor_mode = engine.binding_is_input
+        self.get_tensor_shape = engine.get_binding_shape
+        self.get_tensor_dtype = engine.get_binding_dtype
 
-    def tensors(self):
-        return [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+    def get_tensor_profile_shape(self, tensor, profile):
+        return self.engine.get_profile_shape(profile, tensor)
 
-    def is_input(self, trt, tensor):
-        return self.engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
-
-    def shape(self, tensor):
-        return tuple(self.engine.get_tensor_shape(tensor))
-
-    def dtype(self, tensor):
-        return self.engine.get_tensor_dtype(tensor)
-
-    def profile(self, tensor):
-        return self.engine.get_tensor_profile_shape(tensor, 0)
-
-    def set_shape(self, tensor, shape):
-        return self.context.set_input_shape(tensor, shape)
-
-    def set_address(self, tensor, address):
-        if not self.context.set_tensor_address(tensor, address):
-            raise MNISTError(f"TensorRT refused a buffer: {self.log.last_words()}")
-
-    def execute(self, stream_handle):
-        return self.context.execute_async_v3(stream_handle=stream_handle)
+    def create_execution_context(self):
+        context = self.engine.create_execution_context()
+        return context and BindingsContext(context, self.num_io_tensors)
 
 
-class Bindings(LoadedEngine):
-    """TensorRT up to 8.4: a tensor is a position in the list of addresses given to each call."""
+class BindingsContext:
+    """The context of such an engine, likewise."""
 
-    def tensors(self):
-        self.addresses = [0] * self.engine.num_bindings
-        return list(range(self.engine.num_bindings))
+    def __init__(self, context, tensors):
+        self.context, self.addresses = context, [0] * tensors
+        self.set_input_shape = context.set_binding_shape
 
-    def is_input(self, trt, tensor):
-        return self.engine.binding_is_input(tensor)
-
-    def shape(self, tensor):
-        return tuple(self.engine.get_binding_shape(tensor))
-
-    def dtype(self, tensor):
-        return self.engine.get_binding_dtype(tensor)
-
-    def profile(self, tensor):
-        return self.engine.get_profile_shape(0, tensor)
-
-    def set_shape(self, tensor, shape):
-        return self.context.set_binding_shape(tensor, shape)
-
-    def set_address(self, tensor, address):
+    def set_tensor_address(self, tensor, address):
         self.addresses[tensor] = address
+        return True
 
-    def execute(self, stream_handle):
-        return self.context.execute_async_v2(bindings=self.addresses,
-                                             stream_handle=stream_handle)
+    def execute_async_v3(self, stream_handle):
+        return self.context.execute_async_v2(bindings=self.addresses, stream_handle=stream_handle)
 
 
 def create_context(trt, engine):
@@ -346,13 +304,20 @@ class TensorRTEngine(CudaBuffers):
                                    f"not {batch_size}")
         super().__init__(memory, batch_size, image_set)
         self.image_set, self.precision, self.loaded = image_set, precision, loaded
-        loaded.set_up(batch_size, memory.address(self.device_pixels),
-                      memory.address(self.device_log_probs))
+        context, log = loaded.context, loaded.log
+        if loaded.is_dynamic and not context.set_input_shape(loaded.image, self.pixels.shape):
+            raise MNISTError(f"TensorRT refused batch {batch_size}: {log.last_words()}")
+        for tensor, buffer in ((loaded.image, self.device_pixels),
+                               (loaded.log_probs, self.device_log_probs)):
+            if not context.set_tensor_address(tensor, memory.address(buffer)):
+                raise MNISTError(f"TensorRT refused a buffer: {log.last_words()}")
         self.detail = f"{flavour(trt)}, {memory.name} memory"
 
     def start_alone(self):
         """Start the engine on the images that are on the GPU."""
-        self.loaded.start(self.memory.stream_handle)
+        if not self.loaded.context.execute_async_v3(stream_handle=self.memory.stream_handle):
+            words = self.loaded.log.last_words()
+            raise MNISTError(f"TensorRT refused to run the engine: {words}")
 
     def close(self):
         """Give everything back; the order matters to TensorRT."""

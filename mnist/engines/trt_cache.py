@@ -5,11 +5,12 @@ for a network, `engine_from_file` one that was built elsewhere. docs/tensorrt.md
 by step.
 """
 
-import json
+import os
 import sys
 import time
 
 from mnist.engines.cuda import choose_memory, find_gpu
+from mnist.engines.int8 import keep, network_graph, read_kept, weights_in_float
 from mnist.engines.trt import (
     WORKSPACE_MIB,
     TensorRTEngine,
@@ -21,7 +22,7 @@ from mnist.engines.trt import (
     load_engine,
 )
 from mnist.errors import MNISTError, UnavailableError, warn
-from mnist.files import digest, save_json, write_atomically
+from mnist.files import digest
 
 
 def engine_path(stem, precision, batches):
@@ -46,7 +47,6 @@ class EngineFile:
     def __init__(self, network, precision, batches, calibration=None):
         """`network`: a `Network`, beside whose weights the file is kept. `batches`: smallest and
         largest batch of the engine. `calibration`: see `int8_graph`."""
-        from mnist.engines.int8 import network_graph, weights_in_float
         from mnist.models.weights import weights_digest
 
         self.trt = import_tensorrt()
@@ -77,33 +77,12 @@ class EngineFile:
 
     def read(self):
         """The engine's bytes; None where the file isn't the one wanted, saying what differs."""
-        if not self.keeps:
+        if not self.keeps or not os.path.isfile(self.path):
             return None
-        try:
-            with open(self.path, "rb") as file:
-                plan = file.read()
-        except FileNotFoundError:
-            return None
-        difference = self.difference(plan)
+        plan, difference = read_kept(self.path, self.wanted, "engine_sha256")
         if difference:
             warn(f"{self.path} is not used: {difference}")
-            return None
         return plan
-
-    def difference(self, plan):
-        """The first field in which the record differs from what is wanted, as text; else None."""
-        try:
-            with open(self.path + ".json", encoding="utf-8") as file:
-                record = dict(json.load(file))
-        except (OSError, ValueError, TypeError):
-            return f"no readable record {self.path}.json"
-        # The digest of the engine ties the two files together, should a kill part them.
-        for field, wanted in dict(self.wanted, engine_sha256=digest(plan)).items():
-            if field not in record:
-                return f"its record lacks {field}"
-            if record[field] != wanted:
-                return f"its {field} is {record[field]}, wanted is {wanted}"
-        return None
 
     def build(self):
         """Build the engine and save it with its graph and its record; returns its bytes.
@@ -121,20 +100,10 @@ class EngineFile:
         plan = build_engine(self.trt, self.graph, self.precision, self.batches)
         seconds = time.monotonic() - started
         print(f"built in {seconds:.1f} s, {len(plan):,} bytes", file=sys.stderr)
-        try:
-            if self.keeps:
-                self.save(plan, seconds)
-        except MNISTError as error:
-            warn(f"{error}; the engine is built anew next time")
+        if self.keeps:
+            record = dict(self.wanted, engine_sha256=digest(plan), build_seconds=round(seconds, 2))
+            keep([(self.graph_path, self.graph), (self.path, plan)], record, "the engine is built")
         return plan
-
-    def save(self, plan, build_seconds):
-        """Write graph, engine and record. The record last: without it the engine isn't used."""
-        for path, content in ((self.graph_path, self.graph), (self.path, plan)):
-            with write_atomically(path) as file:
-                file.write(content)
-        save_json(self.path + ".json", dict(self.wanted, engine_sha256=digest(plan),
-                                            build_seconds=round(build_seconds, 2)))
 
 
 def cached_engine(network, device, precision="fp32", batch_size=64, calibration=None, batches=None,

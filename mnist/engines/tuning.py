@@ -31,14 +31,11 @@ def settings_to_try(tuning, threads, defaults, **others):
     """
     if not tuning:
         return [dict(defaults, threads=threads or defaults["threads"])]
-    numbers = [threads] if threads else thread_numbers(usable_cpus())
+    cores = usable_cpus()
+    numbers = [threads] if threads else sorted({min(2**k, cores)
+                                                for k in range(cores.bit_length() + 1)})
     choices = collections.OrderedDict(threads=numbers, **others)
     return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
-
-
-def thread_numbers(cores):
-    """1, 2, 4… and as many as there are cores."""
-    return sorted({2**k for k in range(cores.bit_length()) if 2**k < cores} | {cores})
 
 
 def quickest(make, candidates, describe):
@@ -105,5 +102,5 @@ def begin_turn(engine):
 
 
 def describe_threads(threads):
-    """ "1 thread", "4 threads", or, for 0, that the library chooses."""
-    return f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as it chooses"
+    """ "1 thread", "4 threads"."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"

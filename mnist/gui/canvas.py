@@ -93,22 +93,19 @@ class Canvas(QWidget):
     # Strokes, in pixels of the picture: quadratic curves from middle to middle of the points, so
     # that a fast hand leaves neither gaps nor corners.
 
-    def begin_stroke(self, point, erases):
-        self.remember()
-        self.image = None
-        self.stroke = point, point, erases
-        self.draw_curve(point, point, point)
-
-    def continue_stroke(self, point):
+    def draw(self, phase, position, erases=False):
+        """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
+        point = self.to_picture(position)
+        if (phase == BEGINS) != (self.stroke is None) or not self.drawable:
+            return  # hovering, or another button beside the one that draws
+        if phase == BEGINS:
+            self.remember()
+            self.image = None
+            self.stroke = point, point, self.erasing or erases
         middle, last, erases = self.stroke
-        next_middle = (last + point) / 2
-        self.draw_curve(middle, last, next_middle)
-        self.stroke = next_middle, point, erases
-
-    def end_stroke(self, point):
-        middle, last, _ = self.stroke
-        self.draw_curve(middle, last, point)
-        self.stroke = None
+        end = (last + point) / 2 if phase == GOES_ON else point
+        self.draw_curve(middle, last, end)
+        self.stroke = None if phase == ENDS else (end, point, erases)
 
     def draw_curve(self, start, control, end):
         erases = self.stroke[2]
@@ -160,17 +157,6 @@ class Canvas(QWidget):
         self.draw(TABLET_PHASES[event.type()], event.posF(),
                   erases=event.pointerType() == QTabletEvent.Eraser)
         event.accept()
-
-    def draw(self, phase, position, erases=False):
-        """One step of a stroke at a QPointF of the widget, whatever it is drawn with."""
-        point = self.to_picture(position)
-        if self.stroke is None:
-            if phase == BEGINS and self.drawable:
-                self.begin_stroke(point, self.erasing or erases)
-        elif phase == GOES_ON:
-            self.continue_stroke(point)
-        elif phase == ENDS:
-            self.end_stroke(point)
 
     def paintEvent(self, event):
         square = largest_square(self.rect())

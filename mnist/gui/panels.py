@@ -12,6 +12,7 @@ from mnist.gui.widgets import (
     MapGrid,
     NumberGrid,
     ProbabilityBars,
+    arranged,
     captioned,
     signed,
 )
@@ -22,7 +23,7 @@ READABLE = 7  # the most numbers side by side
 class AnswerPanel:
     """GraphMNIST's: the answer, the probabilities of classes, what the network received."""
 
-    below = None
+    below = image_set = None
 
     def __init__(self):
         self.answer = AnswerView()
@@ -30,17 +31,9 @@ class AnswerPanel:
         self.probabilities = captioned("Probabilities", self.bars)
         self.network_input = InputView()
         self.time = QLabel(objectName="time")
-        self.beside = QWidget()
-        top = QHBoxLayout()
-        top.setSpacing(20)
-        top.addWidget(captioned("Answer", self.answer), 1)
-        top.addWidget(captioned("The network sees", self.network_input), 1)
-        rows = QVBoxLayout(self.beside)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(16)
-        rows.addLayout(top, 2)
-        rows.addWidget(self.probabilities, 3)
-        rows.addWidget(self.time)
+        top = arranged(QHBoxLayout, 20, (captioned("Answer", self.answer), 1),
+                       (captioned("The network sees", self.network_input), 1))
+        self.beside = arranged(QVBoxLayout, 16, (top, 2), (self.probabilities, 3), (self.time, 0))
 
     def opened(self, reader):
         self.image_set = reader.network.image_set
@@ -50,15 +43,12 @@ class AnswerPanel:
 
     def show(self, image, target, result):
         """Show the newest image's answer; `result` is (outputs float32 (K,), seconds), or None."""
+        outputs, seconds = result or (None, None)
         self.network_input.set_image(image)
-        if result is None:
-            self.answer.clear()
-            self.bars.set_values(self.bars.classes, None)
-            return
-        outputs, seconds = result
         self.answer.show_outputs(self.image_set, outputs, target)
-        self.bars.set_values(self.image_set.classes, np.exp(outputs))
-        self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
+        self.bars.set_values(self.bars.classes, None if outputs is None else np.exp(outputs))
+        if result:
+            self.time.setText(f"{1000 * seconds:.2f} ms on {self.engine}")
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -67,15 +57,14 @@ class AnswerPanel:
 class FeaturePanel:
     """MNISTshowFeat's, below and beside the canvas: a tab for each convolution of the network."""
 
+    image_set = None
+
     def __init__(self):
         self.answer = AnswerView()
         self.network_input = InputView()
-        self.below = QWidget()
-        columns = QHBoxLayout(self.below)
-        columns.setContentsMargins(0, 0, 0, 0)
-        columns.setSpacing(16)
-        columns.addWidget(captioned("The network sees", self.network_input), 1)
-        columns.addWidget(captioned("Answer", self.answer), 1)
+        self.below = arranged(QHBoxLayout, 16,
+                              (captioned("The network sees", self.network_input), 1),
+                              (captioned("Answer", self.answer), 1))
         self.layers = []
         self.beside = QTabWidget()
         self.beside.setUsesScrollButtons(True)
@@ -90,17 +79,14 @@ class FeaturePanel:
             for grid in tab.grids:
                 grid.hovered.connect(functools.partial(self.choose, tab))
             self.layers.append(tab)
-            self.beside.addTab(tab.page(), layer.name)
+            self.beside.addTab(tab, layer.name)
         self.show_choice()
 
     def show(self, image, target, result):
         """Show the newest image; `result` is what `FeatureReader.look` returned, or None."""
         maps, outputs = result or ([None] * len(self.layers), None)
         self.network_input.set_image(image)
-        if outputs is None:
-            self.answer.clear()
-        else:
-            self.answer.show_outputs(self.image_set, outputs, target)
+        self.answer.show_outputs(self.image_set, outputs, target)
         for tab, seen in zip(self.layers, maps):
             tab.set_maps(seen)
         self.show_choice()
@@ -117,12 +103,13 @@ class FeaturePanel:
             self.network_input.set_patch(self.layers[self.beside.currentIndex()].patch())
 
 
-class LayerTab:
+class LayerTab(QWidget):
     """One convolution: its maps, these as the next layer receives them, its filters where it reads
     the image itself, and the numbers of the one chosen."""
 
     def __init__(self, layer, maps):
         """`maps`: those of any image, for their number and size."""
+        super().__init__()
         self.layer = layer
         columns = columns_for(len(maps.maps), wide=layer.filters is None)
         self.conv = MapGrid(f"Maps, {size_of(maps.maps)}", columns, diverging_colours)
@@ -141,32 +128,16 @@ class LayerTab:
         self.maps = None
         self.chosen = 0
 
-    def page(self):
-        """The widget of the tab."""
-        page = QWidget()
-        grid = QGridLayout(page)
+        grid = QGridLayout(self)
         grid.setContentsMargins(16, 16, 16, 16)
         grid.setSpacing(18)
-        below = [widget for widget in (self.conv, self.pool) if widget]
-        rows = [(self.filters, self.number_box()), below] if self.filters else [
-            (widget, self.number_box()) if widget is self.conv else (widget,) for widget in below]
         for column, stretch in enumerate((1, 1) if self.filters else (5, 2)):
             grid.setColumnStretch(column, stretch)
-        for row, widgets in enumerate(rows):
+        box = arranged(QVBoxLayout, 8, (self.facts, 0), (self.numbers, 1))
+        for index, widget in enumerate(self.grids[:1] + [box] + self.grids[1:]):
+            row, column = divmod(index, 2)
             grid.setRowStretch(row, 1)
-            for column, widget in enumerate(widgets):
-                grid.addWidget(widget, row, column)
-        return page
-
-    def number_box(self):
-        """The facts above the numbers."""
-        box = QWidget()
-        rows = QVBoxLayout(box)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(8)
-        rows.addWidget(self.facts)
-        rows.addWidget(self.numbers, 1)
-        return box
+            grid.addWidget(widget, row, column)
 
     def set_maps(self, maps):
         """Show `mnist.models.features.Maps` in one scale, or nothing for None."""

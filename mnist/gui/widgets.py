@@ -79,12 +79,13 @@ class AnswerView(QWidget):
         rows.addWidget(self.target)
         rows.addStretch()
 
-    def clear(self):
+    def show_outputs(self, image_set, outputs, target):
+        """Show what a network's outputs, float32 (K,), mean, and the target where it is known;
+        nothing for None."""
         self.answer.clear()
         self.target.clear()
-
-    def show_outputs(self, image_set, outputs, target):
-        """Show what a network's outputs, float32 (K,), mean, and the target where it is known."""
+        if outputs is None:
+            return
         answer = image_set.describe(outputs)
         of_classes = image_set.task == "classification"
         self.answer.setText(answer)
@@ -269,12 +270,18 @@ class NumberGrid(QWidget):
                 painter.drawText(cell, CENTRED, signed(self.values[row, column]))
 
 
+def arranged(layout, spacing, *parts):
+    """A widget with some others in a new `layout` (QHBoxLayout, QVBoxLayout), each given with its
+    stretch."""
+    box = QWidget()
+    row = layout(box)
+    row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(spacing)
+    for widget, stretch in parts:
+        row.addWidget(widget, stretch)
+    return box
+
+
 def captioned(text, widget):
     """`widget` with a line of text above it."""
-    box = QWidget()
-    rows = QVBoxLayout(box)
-    rows.setContentsMargins(0, 0, 0, 0)
-    rows.setSpacing(6)
-    rows.addWidget(QLabel(text))
-    rows.addWidget(widget, 1)
-    return box
+    return arranged(QVBoxLayout, 6, (QLabel(text), 0), (widget, 1))

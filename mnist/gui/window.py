@@ -167,7 +167,9 @@ class ImageWindow(QMainWindow):
                             lambda: self.widen(8))]
         self.add_action(bar, "undo", "Undo", "Ctrl+Z", "Undo", self.canvas.undo)
         self.add_action(bar, "clear", "Clear", "Delete", "Clear the canvas", self.canvas.clear)
-        bar.addWidget(spacer())
+        spacer = QWidget()  # pushes what follows to the right
+        spacer.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Preferred)
+        bar.addWidget(spacer)
         self.add_action(bar, "open", "Open", "Ctrl+O", "Open a picture", self.open_picture)
         self.add_action(bar, "save", "Save", "Ctrl+S", "Save the canvas as PNG", self.save_picture)
         self.add_action(bar, "help", "Help", "F1", "Show all keys", self.show_help)
@@ -290,7 +292,8 @@ class ImageWindow(QMainWindow):
 
     def look(self):
         """Have what the canvas shows looked at."""
-        self.sync_sample()
+        if self.canvas.sample is not None:  # undo may have brought back another one
+            self.go_to.setValue(self.canvas.sample)
         job = functools.partial(self.look_at, QImage(self.canvas.picture), self.canvas.image,
                                 self.target())
         self.worker.submit("look", job, self.show_seen, self.failed.emit)
@@ -338,16 +341,9 @@ class ImageWindow(QMainWindow):
         return None if self.canvas.sample is None else self.targets[self.canvas.sample]
 
     def show_sample(self, index):
-        if index >= 0:
+        if index not in (-1, self.canvas.sample):
             image = self.images[index]
             self.canvas.show_array(as_picture(image), image, index)
-
-    def sync_sample(self):
-        """Undo may have brought back another test image."""
-        if self.canvas.sample is not None:
-            self.go_to.blockSignals(True)
-            self.go_to.setValue(self.canvas.sample)
-            self.go_to.blockSignals(False)
 
     def step(self, by):
         """Go one test image on or back; from none to the first or the last."""
@@ -398,10 +394,3 @@ class ImageWindow(QMainWindow):
         self.hide()
         self.worker.stop()
         super().closeEvent(event)
-
-
-def spacer():
-    """An empty widget that pushes what follows it in a tool bar to the right."""
-    widget = QWidget()
-    widget.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Preferred)
-    return widget

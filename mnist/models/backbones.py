@@ -111,7 +111,8 @@ def make_backbone(name, size):
     if name == LITE0:
         return EfficientNetLite0(size), EfficientNetLite0.FEATURES
     net = torchvision_model(name)
-    layer_name, layer = classifier_of(net)
+    layer_name, layer = [(key, module) for key, module in net.named_modules()
+                         if isinstance(module, (nn.Linear, nn.Conv2d))][-1]  # its classifier
     parent, _, child = layer_name.rpartition(".")
     setattr(dict(net.named_modules())[parent], child, nn.Identity())
     return net, layer.weight.shape[1]
@@ -131,13 +132,6 @@ def torchvision_model(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some models announce another way to be initialised
         return make()
-
-
-def classifier_of(net):
-    """(name, layer) of the last layer with weights: what a new head takes the place of."""
-    layers = [(name, layer) for name, layer in net.named_modules()
-              if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    return layers[-1]
 
 
 class Transfer(nn.Module):

@@ -28,7 +28,7 @@ def fold(net, image_set):
     """
     net = fold_batch_norms(net, image_set)
     fold_mean = functools.partial(fold_normalisation, image_set=image_set)
-    return (fold_if_exact(net, fold_mean, image_set, takes_pixels=True)
+    return (fold_if_exact(net, [fold_mean], image_set, takes_pixels=True)
             or Normalised(net, image_set).eval())
 
 
@@ -36,10 +36,9 @@ def fold_batch_norms(net, image_set):
     """A copy of `net`, in eval mode on the CPU, without the batch norms that can be folded."""
     net = copy.deepcopy(net).cpu().eval()
     folds = batch_norm_folds(net, image_set)
-    together = fold_if_exact(net, functools.partial(fold_each, folds=folds), image_set,
-                             takes_pixels=False)
+    together = fold_if_exact(net, folds, image_set, takes_pixels=False)
     for fold_layers in [] if together else folds:  # then at least those that can be
-        net = fold_if_exact(net, fold_layers, image_set, takes_pixels=False) or net
+        net = fold_if_exact(net, [fold_layers], image_set, takes_pixels=False) or net
     return together or net
 
 
@@ -68,26 +67,23 @@ def scale_and_shift(image_set):
     return 1 / (255 * std), -mean / std
 
 
-def fold_if_exact(net, fold_layers, image_set, takes_pixels):
-    """A copy of `net` with `fold_layers(copy)` done; None where it then computes something else."""
+def fold_if_exact(net, folds, image_set, takes_pixels):
+    """A copy of `net` after each of the `folds`, functions of it; None where it then computes
+    something else."""
     folded = copy.deepcopy(net)
     scale, shift = scale_and_shift(image_set)
     try:
         with torch.no_grad():
-            fold_layers(folded)
-            pixels = sample_pixels(image_set)
+            for fold_layers in folds:
+                fold_layers(folded)
+            pixels = np.random.RandomState(0).randint(0, 256, (5,) + tuple(image_set.shape))
+            pixels = torch.from_numpy(pixels.astype(np.float64))
             normalised = pixels * scale + shift
             outputs = copy.deepcopy(folded).double()(pixels if takes_pixels else normalised)
             difference = (outputs - copy.deepcopy(net).double()(normalised)).abs().max()
     except (AttributeError, RuntimeError, TypeError, ValueError):  # not a network to rewrite
         return None
     return folded if difference < EXACT else None
-
-
-def sample_pixels(image_set):
-    """A few images of random pixels, double (5, C, H, W)."""
-    pixels = np.random.RandomState(0).randint(0, 256, (5,) + tuple(image_set.shape))
-    return torch.from_numpy(pixels.astype(np.float64))
 
 
 def rounded(net, precision):
@@ -178,12 +174,6 @@ def batch_norm_folds(net, image_set):
                 folds.append(functools.partial(fold_batch_norm, layer_name=names[layer.module],
                                                norm_name=names[norm.module]))
     return folds
-
-
-def fold_each(net, folds):
-    """Fold all that `batch_norm_folds` found."""
-    for fold_layers in folds:
-        fold_layers(net)
 
 
 def fold_batch_norm(net, layer_name, norm_name):

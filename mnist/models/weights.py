@@ -82,7 +82,7 @@ def load_network(weights=None, network=None, image_set=None, trust_pickle=False)
     net = make_network(name, make, image_set)
     check_state(state, net.state_dict(), path)
     net.load_state_dict(state)
-    return Network(net.float().eval(), image_set, name, path, describe_path(path), network)
+    return Network(net, image_set, name, path, describe_path(path), network)
 
 
 def called(image_set):
@@ -152,20 +152,16 @@ def describe_path(path):
 
 
 def recognise(state, image_set):
-    """The built-in network (name, function) of a state dict: the first that has just these keys and
-    shapes, else the one that shares most of them, so that `check_state` can tell what is amiss."""
-    likeness = collections.OrderedDict()
+    """The built-in network (name, function) with just the keys and shapes of a state dict; where
+    none has, the set's default, so that `check_state` can tell what is amiss."""
     for name, make in NETWORKS.items():
         if name.startswith("separable") and "conv2a.1.weight" not in state:
             continue  # a hundred megabytes, not to be made for nothing
         expected = make(image_set.shape, image_set.outputs).state_dict()
-        alike = [key for key in expected
-                 if getattr(state.get(key), "shape", None) == expected[key].shape]
-        if len(alike) == len(expected) == len(state):
+        if len(state) == len(expected) and all(
+                getattr(state.get(key), "shape", None) == expected[key].shape for key in expected):
             return name, make
-        likeness[name] = 2 * len(alike) - len(expected)
-    name = max(likeness, key=likeness.get)
-    return name, NETWORKS[name]
+    return find_network(default_network(image_set))
 
 
 # --- Weights files --------------------------------------------------------------------------------
@@ -255,7 +251,7 @@ def read_pickle(path, trust_pickle):
     """What `torch.load` finds in `path`; nothing but tensors and containers unless trusted."""
     how = dict(weights_only=not trust_pickle) if HAS_WEIGHTS_ONLY else {}
     if not HAS_WEIGHTS_ONLY and not trust_pickle:
-        how = dict(pickle_module=tensors_only())
+        how = dict(pickle_module=TENSORS_ONLY)
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", **how)
@@ -313,12 +309,10 @@ class TensorsOnlyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
 
 
-def tensors_only():
-    """What torch.load takes as `pickle_module`, with `TensorsOnlyUnpickler`."""
-    def load(file, **arguments):
-        return TensorsOnlyUnpickler(file, **arguments).load()
-
-    return types.SimpleNamespace(__name__="pickle", Unpickler=TensorsOnlyUnpickler, load=load)
+# What torch.load takes as `pickle_module`.
+TENSORS_ONLY = types.SimpleNamespace(
+    __name__="pickle", Unpickler=TensorsOnlyUnpickler,
+    load=lambda file, **arguments: TensorsOnlyUnpickler(file, **arguments).load())
 
 
 def check_state(state, expected, path):

@@ -293,8 +293,7 @@ def test_int8_may_change_what_the_reference_was_not_sure_of():
     for changed, wrong in ((slice(0, 50), False), (slice(50, 51), True)):
         outputs = reference + 5  # which no other precision may
         outputs[changed] = outputs[changed, ::-1]
-        reason = judge_log_probs(outputs, reference, "int8")[1]
-        assert wrong == ("1.00% of the predictions differ" in (reason or ""))
+        assert bool(judge_log_probs(outputs, reference, "int8")[1]) == wrong
 
 
 # --- Statistics -----------------------------------------------------------------------------------

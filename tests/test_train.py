@@ -316,14 +316,11 @@ def test_a_teacher_gets_images_of_another_size_normalised_its_own_way(tmp_path):
     TrainMNIST.import_library()
     theirs = MNIST._replace(shape=(1, 40, 40), mean=(0.5,), std=(0.25,))
     images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
-    nets = {name: make_network(*find_network(name), theirs)
-            for name in ("transfer-efficientnet-lite0-32", "net")}
-    for name, net in nets.items():
-        save_weights(net, tmp_path / name, name, theirs)
-    (name, net), _ = nets.items()
-    teacher = TrainMNIST.find_teacher(tmp_path / name, MNIST).net
-    assert torch.allclose(teacher(MNIST.normalise(images)), net(theirs.normalise(images)),
-                          atol=1e-4)
+    for name in ("transfer-efficientnet-lite0-32", "net"):
+        save_weights(make_network(*find_network(name), theirs), tmp_path / name, name, theirs)
+    teacher = TrainMNIST.find_teacher(tmp_path / "transfer-efficientnet-lite0-32", MNIST).net
+    teacher.net = torch.nn.Identity()  # gives back what the network is given
+    assert torch.allclose(teacher(MNIST.normalise(images)), theirs.normalise(images), atol=1e-4)
     with pytest.raises(UnavailableError, match="of 1×40×40, not of 1×28×28"):
         TrainMNIST.find_teacher(tmp_path / "net", MNIST)
 

@@ -16,7 +16,7 @@ from test_readme import check_columns
 import CompareMNIST
 import mnist.bench.processes  # noqa: F401 - knows the engines before a test replaces them
 import MNISTdsource
-from mnist.bench import plots, tables
+from mnist.bench import plots, reference, tables
 from mnist.bench.stopwatch import empty_row, make_record
 from mnist.engines import registry
 from mnist.errors import MNISTError, UnavailableError
@@ -56,15 +56,6 @@ def record():
     return make()
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Two records, the second half as fast."""
-    paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, scale in zip(paths, (1, 0.5)):
-        path.write_text(json.dumps(make(scale)))
-    return paths
-
-
 def test_speed_up_is_over_torch_on_the_cpu_at_the_same_batch(record):
     assert [row["speed_up"] for row in record["rows"]] == [1, 1, 2.5, 1.75, None, None]
     rows = [row for row in record["rows"] if row["engine"] != "torch"]
@@ -81,7 +72,10 @@ def test_report_fits_the_screen_and_holds_everything(record):
         assert text in report
 
 
-def test_records_beside_each_other(files, tmp_path):
+def test_records_beside_each_other(tmp_path):
+    files = tmp_path / "a.json", tmp_path / "b.json"
+    for path, scale in zip(files, (1, 0.5)):  # the second half as fast
+        path.write_text(json.dumps(make(scale)))
     out, _ = run("CompareMNIST.py", "--compare", *files, "--plot", tmp_path / "both.png")
     lines = out.split("\n")
     assert max(map(len, lines)) <= 100
@@ -111,10 +105,8 @@ def test_what_is_no_record_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize("program, flags, words", [
     ("CompareMNIST.py", ["--plot", "plot.xyz"], ".png, .svg or .pdf"),
-    ("CompareMNIST.py", ["--plot", "nosuch/plot.png"], "there is no folder"),
     ("CompareMNIST.py", ["--json", "."], "is a folder"),
     ("InferenceMNIST.py", ["--mistakes", "nosuch/plot.png"], "there is no folder"),
-    ("InferenceMNIST.py", ["--json", "nosuch/record.json"], "there is no folder"),
     ("CompareMNIST.py", ["--compare", "a.json", "b.json", "--limit", 5], "--limit has no effect"),
     ("CompareMNIST.py", ["--network", "net", "--weights", "a.pth", "b.pth"],
      "one file for each --network"),
@@ -127,36 +119,28 @@ def test_what_cannot_be_is_found_out_first(tmp_path, program, flags, words):
     assert words in err and out == ""
 
 
-@pytest.mark.parametrize("end", ["png", "svg", "pdf"])
-def test_plot(record, tmp_path, end):
-    path = tmp_path / f"plot.{end}"
+def test_plot(record, tmp_path):
     record["rows"][2].update(status="failed", reason="WRONG: answers differ")
-    plots.save_plot(str(path), [record])
-    assert path.stat().st_size > 5000
-    if end == "svg":
-        text = path.read_text()
-        for word in ("batch 64", "published, Jetson Nano: TensorRT", "12,000", "15,000 WRONG"):
-            assert word in text, word
+    plots.save_plot(str(tmp_path / "plot.svg"), [record])
+    text = (tmp_path / "plot.svg").read_text()
+    for word in ("batch 64", "published, Jetson Nano: TensorRT", "12,000", "15,000 WRONG"):
+        assert word in text, word
 
 
 def test_several_networks_in_one_run(tmp_path, small_mnist):
     record = tmp_path / "record.json"
-    out, err = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
-                   "--weights", SHIPPED_NET, save(own_networks.Dense(), tmp_path / "dense.pth"),
-                   "--data-dir", small_mnist, "--limit", 64, "--batch-size", 16, "--device", "cpu",
-                   "--engine", "torch", "onnxruntime", "--precision", "fp32", *QUICK,
-                   "--json", record, "--plot", tmp_path / "plot.svg")
+    save_weights(own_networks.Dense(), tmp_path / "dense.pth")
+    out, _ = run("CompareMNIST.py", "--network", "net", f"{own_networks.__file__}:Dense",
+                 "--weights", SHIPPED_NET, tmp_path / "dense.pth", "--data-dir", small_mnist,
+                 "--limit", 64, "--batch-size", 16, "--device", "cpu", "--engine", "torch",
+                 "onnxruntime", "--precision", "fp32", *QUICK, "--json", record, "--plot",
+                 tmp_path / "plot.svg")
     rows = json.loads(record.read_text())["rows"]
     assert [(row["engine"], row["network"]) for row in rows] == [
         ("torch", "net"), ("torch", "Dense"), ("onnxruntime", "net"), ("onnxruntime", "Dense")]
     assert "torch cpu fp32 Dense" in (tmp_path / "plot.svg").read_text()
     assert "net from weights/net.pth (shipped), Dense from" in out and "network" in out
     assert "on 64 test images of IDX files in" in " ".join(out.split())
-
-
-def save(net, path):
-    save_weights(net, path)
-    return path
 
 
 def test_record_goes_into_a_pipe(small_mnist, tmp_path):
@@ -209,7 +193,6 @@ def test_a_real_run(tmp_path, small_mnist):
                and row["end_to_end"]["total_s"] > 0 for row in ran)
     assert all(row["max_difference"] < 1e-3 for row in ran if row["precision"] == "fp32")
     assert record["settings"]["threads"] == 1 and "1 thread," in err
-    assert all(name in out for name, _ in usable)
     check_columns("python CompareMNIST.py", out)
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
@@ -248,7 +231,6 @@ def test_an_engine_that_goes_wrong_costs_its_own_row(monkeypatch, small_mnist, c
 
 def test_a_reference_that_computes_wrongly_is_noticed(monkeypatch, small_mnist, capsys):
     """As torch 2.13 on an aarch64 with SVE did: the other engines are right, and say so."""
-    from mnist.bench import reference
     right = reference.reference_log_probs
     monkeypatch.setattr(reference, "reference_log_probs",
                         lambda network, images: np.roll(right(network, images), 1, axis=1))
@@ -282,14 +264,12 @@ def test_engines_go_in_groups_that_memory_holds(monkeypatch, small_mnist, tmp_pa
     (lambda images: images.transpose(0, 1, 3, 2), "transposed"), (lambda images: 255 - images,
                                                                   "inverted")])
 def test_images_that_lie_otherwise_than_the_network_s_are_hinted_at(mnist_dir, change, words):
-    from mnist.bench.reference import hint_at_orientation
     images, targets = (array[:600] for array in MNISTdsource.load_split("test", mnist_dir))
     network = load_network(SHIPPED_NET)
     outputs = registry.reference_log_probs(network, images)
-    assert hint_at_orientation(network, images, targets, outputs) is None
+    assert reference.hint_at_orientation(network, images, targets, outputs) is None
     changed = np.ascontiguousarray(change(images))
     outputs = registry.reference_log_probs(network, changed)
-    assert (outputs.argmax(1) == targets).mean() < 0.5
-    hint = hint_at_orientation(network, changed, (targets + (outputs.argmax(1) == targets)) % 10,
-                               outputs)
-    assert words in hint
+    wrong = outputs.argmax(1) != targets
+    assert wrong.mean() > 0.5 and words in reference.hint_at_orientation(
+        network, changed[wrong], targets[wrong], outputs[wrong])

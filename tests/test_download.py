@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         _, fault, name = self.path.split("/")
         self.server.asked.append((fault, name))
-        getattr(self, fault.replace("-", "_"))(ZIPPED[name])
+        getattr(self, fault)(ZIPPED[name])
 
     def reply(self, content, status=200, length=None):
         self.send_response(status)
@@ -46,9 +45,6 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
     def missing(self, content):
         self.reply(b"gone", status=404)
-
-    def page(self, content):
-        self.reply(b"<html>Please log in</html>")
 
     def truncated(self, content):
         self.reply(content[:len(content) // 2], length=len(content))
@@ -104,20 +100,13 @@ def names_in(folder):
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
-FAULTS = {
-    "missing": "404",
-    "page": "invalid hash value",
-    "truncated": "invalid hash value",
-    "wrong": "invalid hash value",
-    "stall": "timed out",
-    "reset": "[Rr]eset",
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_with_the_steps_by_hand_and_the_next_mirror_asked(server, tmp_path, fault):
+@pytest.mark.parametrize("fault, words", [
+    ("missing", "404"), ("truncated", "invalid hash value"), ("wrong", "invalid hash value"),
+    ("stall", "timed out"), ("reset", "[Rr]eset")])
+def test_a_fault_is_told_with_the_steps_by_hand_and_the_next_mirror_asked(
+        server, tmp_path, fault, words):
     server.mirrors(fault)
-    with pytest.raises(DataError, match=FAULTS[fault]) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         load_split("test")
     message = str(caught.value)
     assert server.url + fault + "/" + NAMES[0] + ".gz: " in message
@@ -157,18 +146,6 @@ def test_a_damaged_file_in_data_is_an_error_not_a_download(server, tmp_path):
     with pytest.raises(idx.IdxError, match=NAMES[0]):
         load_split("test")
     assert server.asked == []
-
-
-def test_no_network_fails_fast(monkeypatch, server):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        monkeypatch.setattr(download, "MIRRORS", (f"http://127.0.0.1:{port}/",) * 3)
-        monkeypatch.setattr(download, "TIMEOUT", 600)
-        start = time.monotonic()
-        with pytest.raises(DataError, match="refused"):
-            load_split("test")
-        assert time.monotonic() - start < download.TIMEOUT / 10  # it didn't wait for an answer
 
 
 def test_a_folder_that_cannot_be_written_says_so(server, tmp_path, monkeypatch):

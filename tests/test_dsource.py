@@ -66,22 +66,16 @@ ZIPPED = gzip.compress(GOOD)
 
 @pytest.mark.parametrize("content, complaint", [
     (b"", "not an IDX file: it begins with nothing"),
-    (b"\0\0\x08", "not an IDX file"),
     (b"\x89PNG" + GOOD, "not an IDX file: it begins with 89504e47"),
-    (b"<!DOCTYPE html>", "not an IDX file"),
     (b"\0\0\x0a" + GOOD[3:], "not an IDX file: it begins with 00000a02"),
     (GOOD[:7], "damaged, or not whole"),
     (GOOD[:-1], "damaged, or not whole"),
     (GOOD + b"\0", "damaged, or not whole"),
     (HUGE, "damaged, or not whole"),
-    (bytes([0, 0, 8, 200]) + struct.pack(">200I", *[1] * 200) + b"\0", "damaged, or not whole"),
-    (gzip.compress(GOOD[:-1]), "damaged, or not whole"),
     (ZIPPED[:-9], "damaged gzip"),
-    (ZIPPED[:20], "damaged gzip"),
     (ZIPPED[:-8] + bytes([ZIPPED[-8] ^ 1]) + ZIPPED[-7:], "damaged gzip.*CRC"),
-    (ZIPPED[:2] + b"\xff" + ZIPPED[3:], "damaged gzip"),
     (ZIPPED[:10] + b"\xff" + ZIPPED[11:], "damaged gzip.*invalid block type"),
-    (ZIPPED + b"something else", "damaged gzip"),
+    (gzip.compress(ZIPPED), "gzipped twice: unpack it once"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refuses_a_bad_file_by_name(tmp_path, content, complaint):
     path = tmp_path / "bad"
@@ -89,12 +83,6 @@ def test_refuses_a_bad_file_by_name(tmp_path, content, complaint):
     with pytest.raises(IdxError, match=complaint) as caught:
         read_idx(str(path))
     assert str(path) in str(caught.value)
-
-
-def test_a_path_that_is_no_file(tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(IdxError, match="can't read"):
-            read_idx(str(path))
 
 
 @pytest.mark.fuzz
@@ -110,12 +98,13 @@ def test_damaged_files_give_only_the_projects_error(tmp_path, read, make, number
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("place", ["", "MNIST/raw"])
+@pytest.mark.parametrize("place", ["", "MNIST/raw", "{name}"])  # torchvision's and Kaggle's
 @pytest.mark.parametrize("dotted", [False, True])
 def test_finds_every_layout_and_spelling(tmp_path, suffix, place, dotted):
     files = split_files()
-    renamed = {name.replace("-idx", ".idx") if dotted else name: files[name] for name in files}
-    write_files(tmp_path / "d" / place, renamed, suffix)
+    for name, content in files.items():
+        name = name.replace("-idx", ".idx") if dotted else name
+        write_files(tmp_path / "d" / place.format(name=name), {name: content}, suffix)
     images, labels = load_split("test", str(tmp_path / "d"))
     assert images.shape == (20, 1, 28, 28) and images.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.arange(20) % 10)
@@ -141,20 +130,19 @@ def test_only_the_files_of_the_split_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["flag", "environment"])
-@pytest.mark.parametrize("data", [None, "mnist"])
+@pytest.mark.parametrize("name, complaint", [
+    ("empty", "doesn't hold t10k-images-idx3-ubyte and t10k-labels"),
+    ("absent", "not a folder that can be read")])
 def test_a_named_folder_without_mnist_is_an_error_and_nothing_else(
-        tmp_path, monkeypatch, by, data):
+        tmp_path, monkeypatch, by, name, complaint):
     write_files(tmp_path / "default", split_files())
     (tmp_path / "empty").mkdir()
-    for folder, complaint in (("empty", "doesn't hold t10k-images-idx3-ubyte and t10k-labels"),
-                              ("absent", "not a folder that can be read")):
-        folder = str(tmp_path / folder)
-        if by == "environment":
-            monkeypatch.setenv("MNIST_DATA", folder)
-        with pytest.raises(DataError, match=complaint) as caught:
-            load_images(MNIST, "test", data, folder if by == "flag" else None)
-        assert folder in str(caught.value)
-        assert caught.value.exit_status == 2
+    folder = str(tmp_path / name)
+    if by == "environment":
+        monkeypatch.setenv("MNIST_DATA", folder)
+    with pytest.raises(DataError, match=complaint) as caught:
+        load_images(MNIST, "test", data_dir=folder if by == "flag" else None)
+    assert folder in str(caught.value) and caught.value.exit_status == 2
 
 
 def test_half_a_split_says_which_file_is_missing(tmp_path):
@@ -170,10 +158,8 @@ IMAGES, LABELS = idx.MNIST_FILES["test"]
 
 @pytest.mark.parametrize("name, array, complaint", [
     (IMAGES, np.zeros((20, 28, 27), np.uint8), "not images"),
-    (IMAGES, np.zeros((20, 28, 28), np.int8), "not images"),
     (IMAGES, np.zeros((19, 28, 28), np.uint8), "19 images, but .* 20 labels"),
     (IMAGES, np.zeros((20, 784), np.uint8), r"images.reshape\(-1, 28, 28\)"),
-    (LABELS, np.zeros((20, 1), np.uint8), "not labels"),
     (LABELS, np.zeros(20, np.float32), "not labels"),
     (LABELS, np.full(20, 10, np.uint8), "the label 10, not 0 to 9"),
     (LABELS, np.arange(20, dtype=np.uint8) % 10 + 1, "subtract 1"),
@@ -257,23 +243,18 @@ def canvas(*strokes, size=560):
     return gray
 
 
-@pytest.mark.parametrize("gray", [
-    np.zeros((0, 0), np.uint8), np.zeros((0, 5), np.uint8), np.zeros((1, 1), np.uint8),
-    np.zeros((560, 560), np.uint8), np.zeros((3, 900), np.uint8)], ids=lambda a: str(a.shape))
-def test_nothing_drawn_gives_nothing(gray):
-    assert digit_from_drawing(gray) is None
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (1, 1), (560, 560)], ids=str)
+def test_nothing_drawn_gives_nothing(shape):
+    assert digit_from_drawing(np.zeros(shape, np.uint8)) is None
 
 
 @pytest.mark.parametrize("gray", [
-    np.full((1, 1), 1, np.uint8), np.full((560, 560), 255, np.uint8), canvas((3, 4, 550, 551)),
-    np.full((1, 9000), 255, np.uint8), np.full((9000, 1), 7, np.uint8),
-    canvas((0, 560, 0, 1), (559, 560, 0, 560)), np.eye(1000, dtype=np.uint8)[::-1, ::3],
-    np.full((300, 200), 255, np.uint8).T], ids=range(8))
+    np.full((1, 1), 1, np.uint8), np.full((560, 560), 255, np.uint8),
+    np.full((1, 9000), 255, np.uint8), canvas((0, 560, 0, 1), (559, 560, 0, 560))], ids=range(4))
 def test_odd_drawings_give_an_image(gray):
     before = gray.copy()
     digit = drawn(gray)
-    assert digit.shape == (28, 28) and digit.dtype == np.uint8
-    assert digit.max() == 255
+    assert digit.shape == (28, 28) and digit.dtype == np.uint8 and digit.max() == 255
     np.testing.assert_array_equal(gray, before)
 
 
@@ -305,18 +286,12 @@ def strokes_of_width(pen):
         (180, 420, 310 - half, 310 + half))])
 
 
-def test_a_grey_drawing_is_as_good_as_a_white_one():
-    white = strokes_of_width(24)
-    grey = drawn(white // 3).astype(int)
-    assert np.abs(grey - drawn(white)).max() <= 1
-
-
-def test_place_size_and_pen_hardly_matter():
-    reference = drawn(strokes_of_width(24)).astype(int)
-    moved = np.roll(strokes_of_width(24), (-100, 150), (0, 1))
-    np.testing.assert_array_equal(drawn(moved), reference)
-    larger = np.repeat(np.repeat(strokes_of_width(24), 3, 0), 3, 1)
-    assert np.abs(drawn(larger) - reference).max() <= 1
+def test_place_size_pen_and_grey_level_hardly_matter():
+    gray = strokes_of_width(24)
+    reference = drawn(gray).astype(int)
+    np.testing.assert_array_equal(drawn(np.roll(gray, (-100, 150), (0, 1))), reference)
+    for alike in (np.repeat(np.repeat(gray, 3, 0), 3, 1), gray // 3):
+        assert np.abs(drawn(alike) - reference).max() <= 1
     for pen in (2, 4, 8):
         thin = drawn(strokes_of_width(pen))
         assert (thin > 128).sum() >= 30  # a stroke stays bright all along, not only at a crossing
@@ -332,19 +307,14 @@ def test_generated_digits_are_balanced_reproducible_and_prepared_as_mnist():
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 100))
     assert len(set(map(bytes, labels.astype(np.uint8).reshape(-1, 10)))) > 90  # shuffled
     assert len(set(map(bytes, images))) == 1000
-    again, labels_again = generated_digits(1000, seed=5)
-    np.testing.assert_array_equal(again, images)
-    np.testing.assert_array_equal(labels_again, labels)
     fewer, fewer_labels = generated_digits(123, seed=5)
     np.testing.assert_array_equal(fewer, images[:123])
     np.testing.assert_array_equal(fewer_labels, labels[:123])
     assert not np.array_equal(generated_digits(10, seed=6)[0], images[:10])
-
-    images = images[:, 0]
-    assert (images.max((1, 2)) == 255).all()
-    centres = np.array([centre_of_mass(image) for image in images])
+    assert (images.max((1, 2, 3)) == 255).all()
+    centres = np.array([centre_of_mass(image) for image in images[:, 0]])
     assert np.median(np.abs(centres - 14)) < 0.02 and np.abs(centres - 14).max() < 2
-    ink = (images > 64).sum((1, 2))
+    ink = (images > 64).sum((1, 2, 3))
     assert ink.min() > 20 and ink.max() < 350 and 80 < ink.mean() < 180
 
 

@@ -1,10 +1,8 @@
 """Image sets other than MNIST: what their files become, on made data and on the real."""
 
-import glob
 import os
 import pickle
-import re
-import struct
+import shutil
 import sys
 import types
 import zipfile
@@ -65,23 +63,6 @@ def test_idx_files_of_your_own_have_their_own_size_mean_and_classes(tmp_path, ca
     assert load_images(image_set, "test", str(tmp_path)).images.shape == (30, 1, 12, 20)
 
 
-def test_a_file_that_was_gzipped_twice_says_so(tmp_path):
-    import gzip
-    content = struct.pack(">2I", 0x801, 10) + bytes(range(10))
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(gzip.compress(content)))
-    write_idx(tmp_path / "t10k-images-idx3-ubyte", noise(10, 28, 28))
-    with pytest.raises(MNISTError, match="gzipped twice: unpack it once"):
-        load_split("test", str(tmp_path))
-
-
-def test_kaggle_s_folders_of_the_files_names_are_found(tmp_path):
-    for name, array in (("t10k-images-idx3-ubyte", noise(10, 28, 28)),
-                        ("t10k-labels-idx1-ubyte", np.arange(10).astype(np.uint8))):
-        (tmp_path / name).mkdir()
-        write_idx(tmp_path / name / name, array)
-    assert len(load_split("test", str(tmp_path))[0]) == 10
-
-
 # --- CIFAR-10 -------------------------------------------------------------------------------------
 
 
@@ -102,7 +83,6 @@ def test_both_versions_of_cifar10_are_the_same_images(tmp_path):
 @pytest.mark.parametrize("name, content, words", [
     ("test_batch.bin", b"\0" * 3000, "has 3000 bytes, no multiple of 3073"),
     ("test_batch.bin", b"\x0b" + b"\0" * 3072, "the label 11, above 9: is it CIFAR-100's"),
-    ("test_batch", b"garbage", "isn't a batch of CIFAR-10's Python version"),
     ("test_batch", pickle.dumps(os.system), "isn't a batch .*UnpicklingError"),
 ])
 def test_a_batch_that_is_none_is_refused_by_name(tmp_path, name, content, words):
@@ -185,11 +165,13 @@ def test_a_damaged_ppm_is_refused_by_name(content):
 
 # --- A folder of pictures -------------------------------------------------------------------------
 
+COLOURS = "blue", "green", "red"
+
 
 @pytest.fixture
 def photos(tmp_path):
     """A folder of pictures: 3 colours, 12 pictures each, of several formats and sizes."""
-    for target, colour in enumerate(("blue", "green", "red")):
+    for target, colour in enumerate(COLOURS):
         (tmp_path / colour).mkdir()
         for number in range(12):
             picture = np.clip(noise(40, 50 + number, 3, seed=number) // 4, 0, 255).astype(np.uint8)
@@ -201,7 +183,7 @@ def photos(tmp_path):
 
 def test_a_folder_of_pictures_is_split_by_class_and_brought_to_a_size(photos):
     image_set = find_image_set(str(photos), image_size=24)
-    assert (image_set.shape, image_set.classes) == ((3, 24, 24), ("blue", "green", "red"))
+    assert (image_set.shape, image_set.classes) == ((3, 24, 24), COLOURS)
     train, test = (load_images(image_set, split, str(photos)) for split in ("train", "test"))
     assert np.bincount(train.targets).tolist() == [10] * 3 and len(test.images) == 6
     assert (train.images.mean((2, 3)).argmax(1) == 2 - train.targets).all()
@@ -216,20 +198,16 @@ def test_photos_teach_a_network_of_ones_own(photos, tmp_path_factory):
     out, err = run("TrainMNIST.py", "--data", photos, "--network", own, "--image-size", 24,
                    "--epochs", 1, "--batch-size", 29, "--output", weights)  # one is left over
     assert "training on 30 images" in out
-    (photos / "Testing").mkdir()  # pictures that came later, without any to train on
-    for colour in ("blue", "green", "red"):
-        os.rename(photos / colour, photos / "Testing" / colour)
+    for colour in COLOURS:  # pictures that came later, without any to train on
+        os.renames(photos / colour, photos / "Testing" / colour)
     out, err = run("InferenceMNIST.py", "--data", photos, "--network", own, "--weights", weights,
                    "--repeat", 1)
     assert "on 36 test images" in out and "32×32" not in err
 
 
 def test_targets_that_were_corrected_are_taken(photos, tmp_path_factory):
-    (photos / "train").mkdir()
-    (photos / "test").mkdir()
-    for colour in ("blue", "green", "red"):
-        os.rename(photos / colour, photos / "train" / colour)
-        (photos / "test" / colour).mkdir()
+    for colour in COLOURS:
+        os.renames(photos / colour, photos / "train" / colour)
     image_set = find_image_set(str(photos))
     load_images(image_set, "train", str(photos))
     os.rename(photos / "train" / "red" / "0.jpg", photos / "train" / "blue" / "of red.jpg")
@@ -249,15 +227,14 @@ def test_targets_that_were_corrected_are_taken(photos, tmp_path_factory):
 def test_what_is_no_picture_is_named_and_left_out(photos, capsys):
     (photos / "red" / "text.jpg").write_text("no picture")
     (photos / "red" / "empty.png").write_bytes(b"")
-    sixteen = (noise(40, 40).astype(np.uint16) << 8)
+    sixteen = noise(40, 40).astype(np.uint16) << 8
     Image.fromarray(sixteen).save(photos / "red" / "sixteen.png")
     Image.fromarray(noise(40, 40, 4), "CMYK").save(photos / "red" / "cmyk.jpg")
     frames = [Image.fromarray(np.full((40, 40), level, np.uint8)) for level in (200, 10)]
     frames[0].save(photos / "red" / "animated.gif", save_all=True, append_images=frames[1:])
     image_set = find_image_set(str(photos))
-    numbers = [len(load_images(image_set, split, str(photos)).images) for split in
-               ("train", "test")]
-    assert sum(numbers) == 36 + 3
+    assert 36 + 3 == sum(len(load_images(image_set, split, str(photos)).images)
+                         for split in ("train", "test"))
     said = capsys.readouterr().err
     for name in ("text.jpg", "empty.png"):
         assert f"left out: can't read {photos}/red/{name}" in said
@@ -267,24 +244,20 @@ def test_what_is_no_picture_is_named_and_left_out(photos, capsys):
     assert folder.to_shape(animated, (1, 9, 9)).mean() == 200  # the first picture
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda photos: [os.remove(photos / "red" / name) for name in
-                     sorted(os.listdir(photos / "red"))[1:]], "class red has 0 pictures|has 1"),
-    (lambda photos: [os.rename(photos / name, photos.parent / name) for name in ("red", "green")],
-     "only the class blue"),
-])
-def test_a_folder_that_can_teach_nothing_is_refused(photos, make, words):
-    make(photos)
-    with pytest.raises(UnavailableError, match=words):
+def test_a_folder_that_can_teach_nothing_is_refused(photos):
+    for name in sorted(os.listdir(photos / "red"))[1:]:
+        os.remove(photos / "red" / name)
+    with pytest.raises(UnavailableError, match="class red has 1 picture"):
+        find_image_set(str(photos))
+    for colour in ("red", "green"):
+        shutil.rmtree(photos / colour)
+    with pytest.raises(UnavailableError, match="only the class blue"):
         find_image_set(str(photos))
 
 
 def test_a_class_that_only_the_test_images_have_is_refused(photos):
-    for split in ("train", "val"):
-        (photos / split).mkdir()
-    for colour in ("blue", "green"):
-        os.rename(photos / colour, photos / "train" / colour)
-    os.rename(photos / "red", photos / "val" / "red")
+    for colour, split in zip(COLOURS, ("train", "train", "val")):
+        os.renames(photos / colour, photos / split / colour)
     image_set = find_image_set(str(photos))
     with pytest.raises(UnavailableError, match="test has the class red, which"):
         load_images(image_set, "test", str(photos))
@@ -330,7 +303,7 @@ def test_a_network_of_your_pictures_from_training_to_timing(photos, tmp_path):
     assert "30 pictures to train on, brought to 28×28, 3 classes; a fifth" in err
     assert "training on 30 images of pictures in" in out and "% on" not in out
     network = load_network(str(weights))
-    assert network.image_set.classes == ("blue", "green", "red")
+    assert network.image_set.classes == COLOURS
     assert network.name == "pooled-80"
     os.rename(weights, tmp_path / "renamed.pth")  # the set travels with the weights
     out, _ = run("InferenceMNIST.py", "--weights", tmp_path / "renamed.pth", "--data", photos,
@@ -352,14 +325,11 @@ def test_an_image_set_that_there_is_none_of_gets_a_hint():
 
 
 def test_test_images_that_were_trained_on_are_told(signs):
-    training = load_images(gtsrb.GTSRB, "train", data_dir=str(signs))
-    assert isinstance(training, Images)
-    content = (signs / "GTSRB_Final_Test_Images.zip")
-    with zipfile.ZipFile(content, "a") as archive:
+    with zipfile.ZipFile(signs / "GTSRB_Final_Test_Images.zip", "a") as archive:
         archive.writestr("GTSRB/Final_Test/Images/00009.ppm", ppm(noise(32, 32, 3, seed=7)))
     with zipfile.ZipFile(signs / "GTSRB_Final_Test_GT.zip", "w") as archive:
         archive.writestr("GT-final_test.csv", "Filename;ClassId\r\n" + "".join(
-            f"{number:05}.ppm;{number % 43}\r\n" for number in range(10)))
+            f"{number:05}.ppm;{number}\r\n" for number in range(10)))
     out, _ = run("TrainMNIST.py", "--data", "gtsrb", "--data-dir", signs, "--network", "resnet8",
                  "--epochs", 1, "--output", signs / "x.pth")
     assert "1 of the test images is also among the training images; accuracy" in out
@@ -382,23 +352,3 @@ def test_the_real_sets_are_read(name, place, split, number, tmp_path):
     data = load_images(IMAGE_SETS[name], split, data_dir=str(tmp_path))
     assert len(data.images) == number
     assert set(data.targets.tolist()) == set(range(IMAGE_SETS[name].outputs))
-
-
-# --- The code knows no image set by heart ---------------------------------------------------------
-
-# Where MNIST's shape, number of classes or statistics may stand: in its own record, in the
-# networks' definitions, and where digits are drawn.
-KNOWS_MNIST = ("MNISTmodel.py", "MNISTdsource.py", "mnist/datasets/image_set.py",
-               "mnist/datasets/drawing.py", "mnist/datasets/fonts.py")
-BUILT_IN = re.compile(
-    r"\b28, 28\b|\b784\b|0\.1307|0\.3081|range\(10\)|(?<!fontsize=)\b10\)|== 10\b")
-
-
-def test_nothing_of_mnist_is_built_in_elsewhere():
-    paths = glob.glob(os.path.join(ROOT, "*.py")) + glob.glob(
-        os.path.join(ROOT, "mnist", "**", "*.py"), recursive=True)
-    lines = [(os.path.relpath(path, ROOT).replace(os.sep, "/"), line) for path in paths
-             for line in open(path, encoding="utf-8")]
-    found = [(path, line) for path, line in lines if BUILT_IN.search(line)]
-    assert {path for path, _ in found} >= set(KNOWS_MNIST)  # it finds what is there
-    assert not [(path, line) for path, line in found if path not in KNOWS_MNIST]

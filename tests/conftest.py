@@ -17,7 +17,6 @@ from mnist.datasets import fonts, idx
 from mnist.files import ROOT
 
 SHARED_DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
-KEPT_BY_TOOLS = ("__pycache__", "results")  # and what begins with a dot
 
 
 def interrupt(*_):
@@ -59,24 +58,6 @@ def no_child_outlives_its_test():
     before = scripts.children()
     yield
     scripts.end(scripts.children() - before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nothing_is_written_into_the_checkout():
-    def files():
-        found = {}
-        for folder, folders, names in os.walk(ROOT):
-            folders[:] = [name for name in folders
-                          if name not in KEPT_BY_TOOLS and not name.startswith(".")]
-            for name in names:
-                path = os.path.join(folder, name)
-                if os.path.splitext(name)[1] not in (".py", ".md"):  # somebody may be at work there
-                    found[path] = os.stat(path).st_mtime_ns
-        return found
-    before = files()
-    yield
-    written = [path for path, changed in files().items() if before.get(path) != changed]
-    assert not written, "the tests wrote into the checkout"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,18 +1,18 @@
 """What the top-level files call of torch, numpy, PyQt5, matplotlib and TensorRT, and since when.
 
-    /path/to/python3.6 tests/nano_calls.py            with a Jetson Nano's versions: what is missing
-    /path/to/python3.6 tests/nano_calls.py --write    nano_calls.txt anew, with all that is there
+    /path/to/python3.6 tests/nano_calls.py    with a Jetson Nano's versions: what is missing
 
-nano_calls.txt lists every such name that was looked up, and found, in the Nano's own versions;
-NEWER lists what isn't in them and how the code finds out. A name in neither fails the tests, also
-on a machine without those versions. Keeps to Python 3.6, as it runs there.
+nano_calls.txt lists every such name that was looked up, and found, in the Nano's own versions
+(TensorRT 8.2's in its reference); NEWER lists what isn't in them and how the code finds out. A name
+in neither fails the tests, also on a machine without those versions. Keeps to Python 3.6, as it
+runs there.
 """
 
 import ast
 import glob
-import importlib
 import inspect
 import os
+import pydoc
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,29 +35,13 @@ NEWER = {
     "PyQt5.QtCore.Qt.HighDpiScaleFactorRoundingPolicy.PassThrough": ROUNDING,
     "tensorrt.MemoryPoolType.WORKSPACE": MEMORY_POOLS,
     ".set_memory_pool_limit": MEMORY_POOLS,
-    "tensorrt.TensorIOMode.INPUT": NAMED_TENSORS,
-    ".num_io_tensors": NAMED_TENSORS,
-    ".get_tensor_dtype": NAMED_TENSORS,
-    ".get_tensor_mode": NAMED_TENSORS,
-    ".get_tensor_name": NAMED_TENSORS,
-    ".get_tensor_profile_shape": NAMED_TENSORS,
-    ".get_tensor_shape": NAMED_TENSORS,
-    ".set_input_shape": NAMED_TENSORS,
-    ".set_tensor_address": NAMED_TENSORS,
-    ".execute_async_v3": NAMED_TENSORS,
-    ".create_runtime_config": RUNTIME_CONFIG,
-    ".EAGER": RUNTIME_CONFIG,
+    **dict.fromkeys((".create_runtime_config", ".EAGER"), RUNTIME_CONFIG),
+    **dict.fromkeys(("tensorrt.TensorIOMode.INPUT", ".num_io_tensors", ".get_tensor_dtype",
+                     ".get_tensor_mode", ".get_tensor_name", ".get_tensor_profile_shape",
+                     ".get_tensor_shape", ".set_input_shape", ".set_tensor_address",
+                     ".execute_async_v3"), NAMED_TENSORS),
     ".reconfigure": ("Python 3.7", 'hasattr(stream, "reconfigure")'),
 }
-
-# TensorRT 8.2's, from its reference: it isn't there for this Python on a desktop.
-ELSEWHERE = set("""
-tensorrt tensorrt.__name__ tensorrt.__version__ tensorrt.Builder tensorrt.BuilderFlag
-tensorrt.BuilderFlag.TF32 tensorrt.DataType.FLOAT tensorrt.ILogger tensorrt.ILogger.__init__
-tensorrt.ILogger.Severity.ERROR tensorrt.ILogger.Severity.INTERNAL_ERROR
-tensorrt.ILogger.Severity.WARNING tensorrt.NetworkDefinitionCreationFlag tensorrt.OnnxParser
-tensorrt.Runtime
-""".split())
 
 
 def programs():
@@ -123,53 +107,26 @@ def dotted(node, known):
 
 
 def all_uses():
-    """The uses that have to be looked up: {name: "file:line"}.
-
-    Not those in NEWER and ELSEWHERE.
-    """
-    listed = ELSEWHERE | set(NEWER)
+    """The uses that have to be looked up, those that aren't in NEWER: {name: "file:line"}."""
     return {name: f"{os.path.basename(path)}:{line}"
             for path in programs() for name, line in uses(path).items()
-            if name not in listed and name.partition("(")[0] not in NEWER}
-
-
-# --- Looking the names up, in the versions that this Python has -----------------------------------
+            if name not in NEWER and name.partition("(")[0] not in NEWER}
 
 
 def exists(name):
-    """Whether this Python's libraries have a name of `uses`."""
-    path, _, keyword = name.partition("(")
-    parts = path.split(".")
-    thing = importlib.import_module(parts[0])
-    for k, part in enumerate(parts[1:], start=1):
-        if not hasattr(thing, part):
-            try:
-                importlib.import_module(".".join(parts[:k + 1]))
-            except ImportError:
-                return False
-        thing = getattr(thing, part)
-    return not keyword or takes(thing, keyword.rstrip(")"))
-
-
-def takes(function, keyword):
-    """Whether a function has this keyword; yes where it can't be known."""
+    """Whether this Python's libraries have a name of `uses`; yes where it can't be known."""
+    path, _, keyword = name.rstrip(")").partition("(")
+    thing = pydoc.locate(path)
+    if thing is None or not keyword:
+        return thing is not None or path == "numpy.newaxis"  # which is None
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(thing).parameters
     except (TypeError, ValueError):
         return True
     return keyword in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
-def main():
-    used = all_uses()
-    missing = [name for name in sorted(used) if not exists(name)]
-    for name in missing:
-        print(f"{used[name]}: {name} is not in these versions")
-    if "--write" in sys.argv:
-        with open(KNOWN, "w") as file:
-            file.write("\n".join(sorted(set(used) - set(missing))) + "\n")
-    return int(bool(missing))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit("\n".join(
+        f"{place}: {name} is not in these versions" for name, place in all_uses().items()
+        if not name.startswith("tensorrt") and not exists(name)) or 0)

@@ -117,15 +117,11 @@ def why_not(name):
     return "`make test-tensorrt` fetches it"
 
 
-def environment(version, libraries=True):
-    """The environment in which `import tensorrt` finds this version; without its libraries: one
-    in which it finds only the bindings."""
+def environment(version):
+    """The environment in which `import tensorrt` finds this version."""
     folder = os.path.join(CACHE, version)
-    changed = dict(os.environ, PYTHONPATH=os.pathsep.join((folder, PROJECT, HERE)))
-    changed.pop("LD_LIBRARY_PATH", None)
-    if libraries:
-        changed["LD_LIBRARY_PATH"] = os.path.join(folder, "empty")
-    return changed
+    return dict(os.environ, PYTHONPATH=os.pathsep.join((folder, PROJECT, HERE)),
+                LD_LIBRARY_PATH=os.path.join(folder, "empty"))
 
 
 if __name__ == "__main__":

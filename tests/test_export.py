@@ -1,30 +1,15 @@
 """The ONNX export: one file, raw grey levels in, the same answers as torch, or nothing at all."""
 
 import copy
-import io
 import os
 import sys
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
 
-from mnist.datasets.image_set import MNIST
 from mnist.engines.onnx_export import check_onnx, export_onnx, onnx_bytes
 from mnist.errors import MNISTError, UnavailableError
 from mnist.models.weights import Network
-
-
-def answers(path, images):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": images.astype(np.float32)})[0]
-
-
-def expected(net, images):
-    with torch.no_grad():
-        return net(torch.from_numpy(MNIST.normalise(images))).numpy()
 
 
 @pytest.mark.usefixtures("half_precision")
@@ -48,17 +33,6 @@ def test_the_graph_is_what_every_tensorrt_reads(net, tmp_path, precision):
     assert held == {float32 if precision == "fp32" else onnx.TensorProto.FLOAT16}
     casts = [node.op_type for node in model.graph.node].count("Cast")
     assert casts == (0 if precision == "fp32" else 2)
-
-
-@pytest.mark.usefixtures("half_precision")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_answers_are_those_of_torch(net, digits, tmp_path, precision, batch):
-    export_onnx(Network(net), tmp_path / "net.onnx", precision)
-    difference = np.abs(answers(tmp_path / "net.onnx", digits[:batch])
-                        - expected(net, digits[:batch])).max()
-    assert difference < (1e-4 if precision == "fp32" else 0.1)
-    assert (difference > 1e-4) == (precision == "fp16")  # fp16 really rounds
 
 
 def test_a_graph_that_answers_otherwise_leaves_nothing_behind(net, tmp_path, monkeypatch):
@@ -96,35 +70,13 @@ def test_without_onnx_and_onnxruntime_it_says_unchecked(net, monkeypatch):
     assert check_onnx(graph, Network(net), "fp32").startswith("not checked")
 
 
-def test_a_torch_that_needs_onnx_says_so(net, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
+@pytest.mark.parametrize("precision, message, cause, words", [
+    ("fp32", "Module onnx is not installed!", ImportError(), "pip install onnx"),  # torch 2.13
+    ("fp16", "\"slow_conv2d_cpu\" not implemented for 'Half'", None, "float16")])  # torch 1.10
+def test_what_torch_cannot_export_is_said(net, monkeypatch, precision, message, cause, words):
+    def fail(*_, **__):
+        raise RuntimeError(message) from cause
 
-    def old_or_new_export(*_, **__):  # what torch 2.13 does; torch 1.10 doesn't need onnx
-        try:
-            import onnx  # noqa: F401
-        except ImportError as error:
-            raise RuntimeError("Module onnx is not installed!") from error
-
-    monkeypatch.setattr("torch.onnx.export", old_or_new_export)
-    with pytest.raises(UnavailableError, match="pip install onnx"):
-        onnx_bytes(Network(net))
-
-
-def test_a_torch_without_float16_on_the_cpu_says_so(net, monkeypatch):
-    def export_of_torch_1_10(net, *_, **__):
-        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
-
-    monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
-    with pytest.raises(UnavailableError, match="float16"):
-        onnx_bytes(Network(net), "fp16")
-
-
-def test_the_older_exporter_is_asked_for_only_where_there_are_two(net, monkeypatch):
-    def export_of_torch_1_10(model, args, f, input_names=None, output_names=None,
-                             opset_version=None, dynamic_axes=None):
-        assert isinstance(f, io.BytesIO) and opset_version == 13
-        graph = onnx.helper.make_graph([], "exported", [], [])
-        f.write(onnx.helper.make_model(graph).SerializeToString())
-
-    monkeypatch.setattr("torch.onnx.export", export_of_torch_1_10)
-    assert onnx.load_model_from_string(onnx_bytes(Network(net))).graph.name == "exported"
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(UnavailableError, match=words):
+        onnx_bytes(Network(net), precision)

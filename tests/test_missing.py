@@ -95,7 +95,7 @@ def test_timing_without_mnist_and_network(without, scripts_alone):
 def test_help_needs_nothing(without):
     for name in os.listdir(ROOT):
         if name.endswith("MNIST.py") or name in ("MNISTshowFeat.py", "InfMNISTcudaRT.py"):
-            out, _ = run(name, "--help", env=without("torch", "numpy", OPTIONAL))
+            out, _ = run(name, "--help", env=without("torch numpy uvicorn PIL", OPTIONAL))
             assert f"python {name}" in out
 
 

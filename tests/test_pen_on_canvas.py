@@ -2,22 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
+from test_shipped_weights import share_read
 from windows import draw, ink
 
 from mnist.datasets.drawing import digit_from_drawing
-from mnist.datasets.image_set import MNIST
 from mnist.gui.canvas import Canvas
-from mnist.models.weights import load_network
-
-SIZES = 0.3, 0.85  # of the canvas, for digits drawn with the pen
-
-
-def share_read(digits, labels):
-    """The share of the digits, uint8 (N, 28, 28), that the shipped network reads as labelled."""
-    with torch.no_grad():
-        log_probabilities = load_network().net(torch.from_numpy(MNIST.normalise(digits)))
-    return (log_probabilities.argmax(1).numpy() == labels).mean()
 
 
 @pytest.mark.pen
@@ -30,19 +19,13 @@ def test_pen_digits_on_the_canvas(pen_digits):
     digits, labels = [], []
     for index in random.choice(len(pen_digits), 500, replace=False):
         strokes, label = pen_digits[index]
+        size = random.uniform(0.3, 0.85) / 1000  # of the canvas
+        extent = np.concatenate(strokes).max(0) * size
+        corner = 0.04 + random.uniform(0, 1, 2) * (0.92 - extent)
         canvas.clear()
-        draw(canvas, placed(strokes, random))
+        draw(canvas, [stroke * size + corner for stroke in strokes])
         digits.append(digit_from_drawing(ink(canvas)))
         labels.append(label)
-    share = share_read(np.stack(digits), labels)
+    share = share_read(np.stack(digits), np.array(labels))
     print(f"{100 * share:.1f} % read")
     assert share >= 0.965
-
-
-def placed(strokes, random):
-    """Strokes from 0 to 1000 → from 0 to 1, of a random size, at a random place on the canvas."""
-    size = random.uniform(*SIZES)
-    extent = np.concatenate(strokes).max(0) / 1000 * size
-    margin = 0.04
-    corner = margin + random.uniform(0, 1, 2) * (1 - 2 * margin - extent)
-    return [stroke / 1000 * size + corner for stroke in strokes]

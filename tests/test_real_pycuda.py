@@ -88,30 +88,6 @@ assert (driver.fake_alive(), driver.fake_depth()) == (0, 0)
 """)
 
 
-def test_opened_used_and_closed_in_three_threads():
-    run_on_pycuda("""
-def open_memory():
-    memory = PycudaMemory()
-    return memory, memory.host((8,)), memory.device((8,))
-
-def use(memory, array, buffer):
-    array[:] = 7
-    memory.upload(buffer, array)
-    memory.synchronise()
-    array[:] = 0
-    memory.download(array, buffer)
-    memory.synchronise()
-    return array.copy()
-
-memory, array, buffer = in_thread(open_memory)
-for user in (lambda *a: in_thread(use, *a), use):
-    assert (user(memory, array, buffer) == 7).all()
-array = buffer = None
-in_thread(memory.close)
-assert (driver.fake_alive(), driver.fake_depth()) == (0, 0)
-""")
-
-
 def test_this_driver_refuses_what_needs_a_context():
     """Without this, the tests above would show nothing."""
     assert "invalid device context" in run_on_pycuda("""

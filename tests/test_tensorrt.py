@@ -16,19 +16,15 @@ from scripts import refused
 
 import InfMNISTcudaRT
 import mnist.engines.trt
-import mnist.machine
 import mnist.models.weights
 from mnist.datasets.image_set import MNIST
 from mnist.engines import trt_cache
 from mnist.engines.onnx_export import onnx_bytes
 from mnist.engines.registry import ENGINES, reference_log_probs
-from mnist.engines.trt import (
-    load_engine,
-    process_log,
-    tensorrt_missing,
-)
-from mnist.engines.trt_cache import EngineFile, cached_engine, engine_from_file, engine_path
+from mnist.engines.trt import load_engine, process_log, tensorrt_missing
+from mnist.engines.trt_cache import EngineFile, cached_engine, engine_from_file
 from mnist.errors import MNISTError, UnavailableError
+from mnist.files import save_json
 from mnist.models.weights import Network, load_network, save_weights
 from MNISTdsource import Images, calibration_images
 from MNISTmodel import Net
@@ -101,34 +97,6 @@ def test_real_engine(rtx, name, stem, capsys, precision, batches):
             load_engine(rtx, plan, MNIST)
 
 
-@pytest.mark.usefixtures("half_precision")
-@pytest.mark.parametrize("name", ["net", "small"])
-@pytest.mark.parametrize("precision", ENGINES["tensorrt"].precisions["cuda"])
-def test_what_the_real_tensorrt_makes_of_the_graph(rtx, name, stem, precision):
-    """Its own network, from which it builds: inputs, outputs, and what each layer computes in."""
-    net = load_network(network=name).net
-    log = process_log(rtx).forget()
-    network = rtx.Builder(log).create_network(0)
-    parser = rtx.OnnxParser(network, log)
-    assert parser.parse(EngineFile(kept(net, stem), precision, (1, 64), calibration).graph)
-    assert (network.num_inputs, network.num_outputs) == (1, 1)
-    image, log_probs = network.get_input(0), network.get_output(0)
-    assert (image.name, tuple(image.shape)) == ("image", (-1, 1, 28, 28))
-    assert (log_probs.name, tuple(log_probs.shape)) == ("log_probs", (-1, 10))
-    assert image.dtype == log_probs.dtype == rtx.DataType.FLOAT
-
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    types = [layer.type for layer in layers]
-    modules = [type(module) for module in net.modules()]
-    assert types.count(rtx.LayerType.CONVOLUTION) == modules.count(torch.nn.Conv2d)
-    assert types.count(rtx.LayerType.MATRIX_MULTIPLY) == modules.count(torch.nn.Linear)
-    heavy = [layer.get_output(0).dtype for layer in layers if layer.type in (
-        rtx.LayerType.CONVOLUTION, rtx.LayerType.MATRIX_MULTIPLY)]
-    computes_in = {"fp16": rtx.DataType.HALF, "bf16": rtx.DataType.BF16}
-    assert set(heavy) == {computes_in.get(precision, rtx.DataType.FLOAT)}
-    assert (rtx.LayerType.QUANTIZE in types) == (precision == "int8")
-
-
 def test_real_loader_refuses_what_is_no_engine(rtx, net, stem):
     engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     plan = engine_file.build()
@@ -145,47 +113,25 @@ def test_real_parser_errors_are_quoted(rtx):
 
 # --- The cache -----------------------------------------------------------------------------------
 
-def change_record(path, **fields):
-    with open(path + ".json") as file:
-        record = json.load(file)
-    record.update(fields)
-    with open(path + ".json", "w") as file:
-        json.dump({field: value for field, value in record.items() if value != "remove"}, file)
-
-
-def test_names():
-    assert engine_path("a/NetMNIST", "fp32", (1, 1)) == "a/NetMNIST.rt"
-    assert engine_path("NetMNIST", "fp16", (64, 64)) == "NetMNIST-b64-fp16.rt"
-    assert engine_path("NetMNIST", "tf32", (1, 64)) == "NetMNIST-b1to64-tf32.rt"
-
-
 def test_every_field_of_the_record_is_believed_only_as_wanted(rtx, net, stem, capsys):
     engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     engine_file.build()
     with open(engine_file.path + ".json") as file:
         record = json.load(file)
-    assert set(record) == {
-        "weights_sha256", "onnx_sha256", "tensorrt", "tensorrt_version", "gpu",
-        "compute_capability", "precision", "batches", "workspace_mib", "engine_sha256",
-        "build_seconds"}
+    assert len(record) == 11
     for field in set(record) - {"build_seconds"}:  # a measurement, which nothing can contradict
-        for value in ("another", "remove"):
-            change_record(engine_file.path, **{field: value})
+        for value in (record[field], "another"):
+            save_json(engine_file.path + ".json", {**record, field: value})
             capsys.readouterr()
-            assert engine_file.read() is None
-            assert field in capsys.readouterr().err
-        change_record(engine_file.path, **{field: record[field]})
-        assert engine_file.read() is not None
+            assert (engine_file.read() is None) == (value == "another")
+            assert (f"its {field} is another" in capsys.readouterr().err) == (value == "another")
 
 
-@pytest.mark.usefixtures("half_precision")
-def test_other_weights_batch_or_precision_are_another_engine(rtx, net, stem, capsys):
+def test_other_weights_are_another_engine(rtx, net, stem, capsys):
     EngineFile(kept(net, stem), "fp32", (1, 1), calibration).build()
     net.conv2.bias.data[0] += 1e-3
     assert EngineFile(kept(net, stem), "fp32", (1, 1), calibration).read() is None
     assert "weights_sha256" in capsys.readouterr().err
-    assert EngineFile(kept(net, stem), "fp16", (1, 1), calibration).read() is None
-    assert EngineFile(kept(net, stem), "fp32", (2, 2), calibration).read() is None
 
 
 def test_what_was_built_without_a_gpu_serves_any_where_it_can(rtx, net, stem, monkeypatch):
@@ -205,27 +151,19 @@ def test_what_was_built_for_one_gpu_serves_no_other(machine, net, stem, monkeypa
     assert "its gpu is NVIDIA Tegra X1, wanted is GeForce RTX 4090" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, b"[]", b"{", b"\xff\xfe"])
-def test_engine_without_a_readable_record(rtx, net, stem, capsys, content):
+@pytest.mark.parametrize("end, content, words", [
+    ("", b"damaged", "engine_sha256"), (".json", None, "no readable record"),
+    (".json", b"{}", "its record lacks weights_sha256"), (".json", b"1", "no readable record"),
+    (".json", b"\xff\xfe", "no readable record")])
+def test_what_is_damaged_is_not_used(rtx, net, stem, capsys, end, content, words):
     engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
     engine_file.build()
-    if content is None:
-        os.remove(engine_file.path + ".json")
-    else:
-        with open(engine_file.path + ".json", "wb") as file:
+    os.remove(engine_file.path + end)
+    if content is not None:
+        with open(engine_file.path + end, "wb") as file:
             file.write(content)
-    capsys.readouterr()
     assert engine_file.read() is None
-    assert "record" in capsys.readouterr().err
-
-
-def test_a_damaged_engine_is_not_used(rtx, net, stem, capsys):
-    engine_file = EngineFile(kept(net, stem), "fp32", (1, 1), calibration)
-    plan = engine_file.build()
-    with open(engine_file.path, "wb") as file:
-        file.write(plan[:500] + bytes([plan[500] ^ 1]) + plan[501:])
-    assert engine_file.read() is None
-    assert "engine_sha256" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 # --- The runner against stand-ins ----------------------------------------------------------------
@@ -264,7 +202,7 @@ def check_answers(engine, net, digits, tolerance=1e-4):
         np.testing.assert_allclose(got, expected[start:start + len(batch)], atol=tolerance, rtol=0)
 
 
-# One of each way to call TensorRT; test_real_tensorrt.py runs them all.
+# One of each way to call TensorRT; test_real_tensorrt.py has more.
 GENERATIONS = ("8.2.1.9", "8.4.1.5", "8.6.1", "10.3.0", "11.4.0.106")
 FLAVOURS = [(version, "tensorrt") for version in GENERATIONS] + [("11.4.0.106", "tensorrt_rtx")]
 
@@ -382,15 +320,6 @@ def test_pycuda_whatever_thread_calls(machine, net, digits, stem):
     assert machine.device.leaked == []  # all given back in a context
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
-def test_the_record_names_the_gpu_that_pycuda_sees(machine, net, stem):
-    machine.install("10.3.0")
-    record = mnist.machine.machine_record()
-    assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
-    assert record["pycuda"] == "2021.1"
-    assert "NVIDIA Tegra X1" in mnist.machine.describe_machine(record)
-
-
 def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, capsys):
     machine.install("8.2.1.9")
     cached_engine(kept(net, stem), "cuda", "fp32", 1)
@@ -403,22 +332,12 @@ def test_an_engine_in_the_cache_is_not_built_again(machine, net, digits, stem, c
     assert (record["gpu"], record["compute_capability"]) == ("NVIDIA Tegra X1", "5.3")
 
 
-def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem, capsys,
-                                                     monkeypatch):
-    trt = machine.install("10.3.0")
-    cached_engine(kept(net, stem), "cuda", "fp32", 1)
-    loads = []
-    real_load = trt.Runtime.deserialize_cuda_engine
-
-    def load_second(self, plan):
-        loads.append(plan)
-        machine.device.failing = {"load"} if len(loads) == 1 else set()
-        return real_load(self, plan)
-
-    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", load_second)
+def test_an_engine_that_does_not_load_is_built_again(machine, net, digits, stem, capsys):
+    machine.install("10.3.0")
+    EngineFile(kept(net, stem), "fp32", (1, 1)).save(b"what another driver wrote", 0)
     check_answers(cached_engine(kept(net, stem), "cuda", "fp32", 1), net, digits[:3])
     said = capsys.readouterr().err
-    assert len(loads) == 2 and "is built anew" in said and "Version tag does not match" in said
+    assert "is built anew" in said and "Magic tag does not match" in said
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(machine, net, digits, tmp_path, capsys):

@@ -39,23 +39,14 @@ def test_ctrl_c(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("Xvfb"), reason="Xvfb is not installed")
+@pytest.mark.skipif(not shutil.which("xvfb-run"), reason="xvfb-run is not installed")
 def test_on_an_x_server():
     """The tests of the windows once more, on an X server without a screen."""
-    read_end, write_end = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1400x1000x24"]
-    server = subprocess.Popen(command, pass_fds=[write_end], stderr=subprocess.DEVNULL)
-    try:
-        display = ":" + os.read(read_end, 16).decode().strip()
-        env = {**os.environ, "DISPLAY": display, "QT_QPA_PLATFORM": "xcb"}
-        window = "from PyQt5.QtWidgets import QApplication; QApplication([])"
-        if subprocess.run([sys.executable, "-c", window], env=env, capture_output=True).returncode:
-            pytest.skip("Qt's xcb plugin doesn't load here (libraries missing)")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "test_windows.py",
-                   "test_features.py"]
-        subprocess.run(command, cwd=os.path.join(ROOT, "tests"), env=env, check=True, timeout=600)
-    finally:
-        server.terminate()
-        server.wait()
-        os.close(read_end)
-        os.close(write_end)
+    in_x = ["xvfb-run", "-a", "-s", "-screen 0 1400x1000x24", sys.executable]
+    env = {**os.environ, "QT_QPA_PLATFORM": "xcb"}
+    window = "from PyQt5.QtWidgets import QApplication; QApplication([])"
+    if subprocess.run([*in_x, "-c", window], env=env, capture_output=True).returncode:
+        pytest.skip("Qt's xcb plugin doesn't load here (libraries missing)")
+    subprocess.run([*in_x, "-m", "pytest", "-q", "-m", "not slow", "test_windows.py",
+                    "test_features.py"], cwd=os.path.join(ROOT, "tests"), env=env, check=True,
+                   timeout=600)

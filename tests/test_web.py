@@ -1,5 +1,6 @@
 """The page in a real Chromium: drawn on with mouse, finger and keys, with the server lost too."""
 
+import base64
 import re
 import socket
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from browser import THREE, chromium
+from PIL import Image, ImageDraw
 from serving import serving
 
 SIZES = 0.35, 0.8  # of the canvas, for digits drawn with the pen
@@ -29,8 +31,7 @@ def page(window):
 
 
 def shares(page):
-    return [float(text.rstrip(" %")) for text in page.js(
-        "[...document.querySelectorAll('#bars .share')].map(one => one.textContent)")]
+    return page.js("[...document.querySelectorAll('#bars .share')].map(one => one.textContent)")
 
 
 def test_drawing_is_read_while_it_is_drawn(page):
@@ -40,8 +41,8 @@ def test_drawing_is_read_while_it_is_drawn(page):
     page.load()
     page.draw(THREE)
     assert page.settle() == "3"
-    assert sum(shares(page)) == pytest.approx(100, abs=1)
-    assert np.argmax(shares(page)) == 3
+    percents = [float(text.rstrip(" %")) for text in shares(page)]
+    assert sum(percents) == pytest.approx(100, abs=1) and np.argmax(percents) == 3
     page.wait("/^Answer: 3, [0-9]+ percent$/.test($('spoken').textContent)")  # for a screen reader
     assert re.match(r"[0-9.]+ ms", page.text("time"))
     seen = page.js("[...$('seen').getContext('2d').getImageData(0, 0, 28, 28).data]")[::4]
@@ -63,14 +64,10 @@ def test_undo_eraser_width_and_clear(page):
     page.key("p")
     assert page.js("$('pen').getAttribute('aria-pressed')") == "true"
     page.click("clear")
-    assert page.ink() == 0 and page.settle() == "" and shares_are_empty(page)
+    assert page.ink() == 0 and page.settle() == "" and set(shares(page)) == {""}
     page.key("+", "+", "+")
     page.draw(THREE)
     assert page.ink() > full
-
-
-def shares_are_empty(page):
-    return page.js("[...document.querySelectorAll('#bars .share')].every(one => !one.textContent)")
 
 
 def test_fingers_draw(page):
@@ -106,16 +103,13 @@ def test_keys_alone(page):
     assert page.settle() == ""
 
 
-def test_names_for_a_screen_reader(page):
+def test_names_for_a_screen_reader_and_a_dark_scheme(page):
     nameless = page.js(
         "[...document.querySelectorAll('button, input:not([hidden]), select, canvas')]"
         ".filter(one => !one.textContent.trim() && !one.getAttribute('aria-label')"
         "               && !one.labels?.length).map(one => one.id)")
     assert nameless == []
     assert page.js("document.documentElement.lang") == "en"
-
-
-def test_a_dark_scheme_makes_the_page_dark(page):
     light = page.js("getComputedStyle(document.documentElement).backgroundColor")
     page.dark(True)
     dark = page.js("getComputedStyle(document.documentElement).backgroundColor")
@@ -125,10 +119,8 @@ def test_a_dark_scheme_makes_the_page_dark(page):
 
 def test_open_paste_and_drop(page, tmp_path):
     """A photo of dark ink on paper, with a shadow, is read like a drawing."""
-    image = pytest.importorskip("PIL.Image")
-    draw = pytest.importorskip("PIL.ImageDraw")
-    photo = image.fromarray(np.tile(np.linspace(190, 230, 300).astype(np.uint8), (400, 1)))
-    draw.Draw(photo).line([(300 * x, 50 + 300 * y) for x, y in THREE], 30, 24, "curve")
+    photo = Image.fromarray(np.tile(np.linspace(190, 230, 300).astype(np.uint8), (400, 1)))
+    ImageDraw.Draw(photo).line([(300 * x, 50 + 300 * y) for x, y in THREE], 30, 24, "curve")
     photo.save(tmp_path / "three.png")
     page.driver.find_element("id", "file").send_keys(str(tmp_path / "three.png"))
     page.wait("$('answer').textContent === '3'")
@@ -144,7 +136,8 @@ def test_open_paste_and_drop(page, tmp_path):
                 ? new ClipboardEvent("paste", {clipboardData: files})
                 : new DragEvent("drop", {dataTransfer: files});
             dispatchEvent(event);
-            done();""", event, field, base64_of(tmp_path / "three.png"))
+            done();""", event, field, base64.b64encode(
+                (tmp_path / "three.png").read_bytes()).decode())
         page.wait("$('answer').textContent === '3'")
         page.click("clear")
         assert page.settle() == ""
@@ -153,11 +146,6 @@ def test_open_paste_and_drop(page, tmp_path):
     page.wait("$('trouble').textContent.includes('picture')")
     refusal, = page.console()  # Chromium itself logs every answer of 400
     assert "page/models/net/picture" in refusal and "400" in refusal
-
-
-def base64_of(path):
-    import base64
-    return base64.b64encode(path.read_bytes()).decode()
 
 
 def test_the_first_layers_maps_follow_the_drawing(page):

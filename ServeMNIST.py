@@ -15,22 +15,21 @@ once what is in flight is answered.
 import argparse
 import collections
 import contextlib
+import functools
 import inspect
-import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
+import time
 
 from mnist.cli import add_flags, make_parser, positive_int, run_program
 from mnist.errors import MNISTError, UnavailableError, warn
 
 NETWORKS = ("net", "small")  # served where there are weights of them
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ADDRESS = "MNIST_SERVING"  # the environment variable that tells the processes where they listen
 STOP_SECONDS = 8  # for what is in flight when the server is told to stop
-STARTUP_FAILURE = 3  # uvicorn's exit status
-LONGEST_HEAD = 16 << 10  # bytes of a request's line and headers
 
 
 def read_options(argv=None):
@@ -44,7 +43,10 @@ def read_options(argv=None):
                              "the fastest, which is looked for while the first one that can "
                              "run answers already)")
     parser.add_argument("--precision", default="fp32", help="(default: %(default)s)")
-    add_flags(parser, "device", "threads", "data-dir", "trust-pickle")
+    add_flags(parser, "device", "data-dir", "trust-pickle")
+    parser.add_argument("--threads", type=positive_int, default=1, metavar="N",
+                        help="of the CPU, for each engine; more gain little on small batches "
+                             "(default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                         help="where to listen; 0.0.0.0 for all the world (default: %(default)s)")
     parser.add_argument("--port", type=port_number, default=8000, metavar="N",
@@ -56,8 +58,6 @@ def read_options(argv=None):
                         help="processes that share the port, Linux only (default: %(default)s)")
     parser.add_argument("--max-batch", type=positive_int, default=64, metavar="N",
                         help="digits in one call of the engine (default: %(default)s)")
-    parser.add_argument("--max-delay", type=milliseconds, default=0.0, metavar="MS",
-                        help="how long a batch that isn't full waits for more (default: 0)")
     parser.add_argument("--max-waiting", type=positive_int, default=4096, metavar="N",
                         help="digits that may wait for an engine; beyond it 503 "
                              "(default: %(default)s)")
@@ -80,14 +80,6 @@ def port_number(text):
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
-
-
-def milliseconds(text):
-    """argparse type: up to a second, in ms; gives seconds."""
-    seconds = float(text) / 1000
-    if not 0 <= seconds <= 1:
-        raise argparse.ArgumentTypeError(f"{text} ms is not 0 to 1000")
-    return seconds
 
 
 def load_models(options):
@@ -128,83 +120,64 @@ def main():
         from mnist.serving.triton_repository import export_repository
         export_repository(options.export_triton, load_models(options))
         return 0
-    return serve(options)
-
-
-def make_application():
-    """The ASGI application of one of the server's processes, by the flags of this program."""
-    from mnist.serving.app import Application
-
-    options = read_options()
-
-    def opened():
-        host, port = json.loads(os.environ[ADDRESS])
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
-        print(f"serving on http://{host}:{port}", flush=True)
-
-    return Application(options, lambda: load(options), opened)
-
-
-def load(options):
-    """The models and their test images, as `Application` wants them. Raises UnavailableError where
-    the flags ask for what isn't there."""
-    from mnist.engines.registry import choose_device, why_not
-
-    first = "torch" if options.engine == "auto" else options.engine
-    options.device = choose_device(options.device, first, options.precision)
-    reason = options.engine != "auto" and why_not(options.engine, options.device, options.precision)
-    if reason:
-        raise UnavailableError(f"--engine {options.engine}: {reason}")
-    models = load_models(options)
-    return models, load_test_images(options, models)
-
-
-def serve(options):
-    """Serve until SIGTERM or Ctrl-C; gives the exit status."""
-    import uvicorn
-
     sock = bind(options.host, options.port)
     if options.host not in LOOPBACK:
         warn(f"listening on {options.host}: there is no authentication, whoever reaches this "
              "port can use it")
-    os.environ[ADDRESS] = json.dumps(sock.getsockname()[:2])
+    return serve(options, sock) if options.workers == 1 else serve_in_processes(options, sock)
+
+
+def serve(options, sock):
+    """Serve on a socket until SIGTERM or Ctrl-C."""
+    import uvicorn
+
+    from mnist.engines.registry import choose_device
+    from mnist.serving.app import Application
+    from mnist.serving.connection import Server, make_connection
+
+    first = "torch" if options.engine == "auto" else options.engine
+    options.device = choose_device(options.device, first, options.precision)
+    networks = load_models(options)
+    application = Application(networks, load_test_images(options, networks), options)
     settings = dict(
-        http=find_protocol(), ws="none", lifespan="on", log_level="critical", access_log=False,
+        http=make_connection, ws="none", lifespan="on", access_log=options.access_log,
+        log_level="info" if options.access_log else "critical",
         server_header=False, proxy_headers=options.access_log,  # nothing else names the client
-        limit_concurrency=1000, backlog=1024, timeout_keep_alive=75, workers=options.workers,
-        timeout_graceful_shutdown=STOP_SECONDS, h11_max_incomplete_event_size=LONGEST_HEAD)
+        limit_concurrency=1000, timeout_keep_alive=75, timeout_graceful_shutdown=STOP_SECONDS)
     known = inspect.signature(uvicorn.Config).parameters  # uvicorn 0.16 lacks some
-    settings = {name: value for name, value in settings.items() if name in known}
-    if options.workers > 1:
-        from uvicorn.supervisors import Multiprocess
-        config = uvicorn.Config("ServeMNIST:make_application", factory=True, **settings)
-        wants_target = "target" in inspect.signature(Multiprocess).parameters  # before 0.54
-        target = {"target": uvicorn.Server(config).run} if wants_target else {}
-        processes = Multiprocess(config, sockets=[sock], **target)
-        processes.run()
-        if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
-            return 1  # it has said why
-    else:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has ended
-        application = make_application()
-        server = uvicorn.Server(uvicorn.Config(application, **settings))
-        try:
-            server.run(sockets=[sock])
-        finally:
-            if application.failure:  # uvicorn would exit with its own status
-                raise application.failure
+    server = Server(uvicorn.Config(application, **{name: value for name, value in settings.items()
+                                            if name in known}))
+    on_stop(server.handle_exit)  # uvicorn has its own later, and raises the signal again at its end
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    print(f"serving on http://{host}:{port}", flush=True)
+    server.run(sockets=[sock])
     print("stopped", flush=True)
-    return 0
 
 
-def find_protocol():
-    """What reads HTTP for uvicorn."""
-    try:
-        from mnist.serving.connection import Protocol
-        return Protocol
-    except ImportError:  # no httptools
-        return "h11"
+def serve_in_processes(options, sock):
+    """Serve on a socket in several processes, until they are told to stop or one of them ends;
+    gives the exit status."""
+    told = []
+    on_stop(lambda number, _: told.append(number))
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=run_program, args=(functools.partial(serve, options, sock),),
+                             daemon=True) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    while not told and all(worker.is_alive() for worker in workers):
+        time.sleep(0.2)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
+    return 0 if told else 1
+
+
+def on_stop(function):
+    """Have a function called at SIGTERM and Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, function)
 
 
 def bind(host, port):

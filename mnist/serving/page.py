@@ -3,17 +3,17 @@ image, test images, and the first layer of a network.
 """
 
 import base64
-import functools
 import hashlib
 import os
 import re
+import urllib.parse
 
 import numpy as np
 
 from mnist.datasets.drawing import digit_from_picture, is_drawable, read_picture
 from mnist.datasets.folder import to_shape
-from mnist.errors import MNISTError, UnavailableError
-from mnist.models.features import convolutions, maps_of
+from mnist.errors import MNISTError
+from mnist.models.features import FeatureReader
 from mnist.serving.protocol import RequestError
 from mnist.serving.requests import Response, as_json
 
@@ -30,54 +30,44 @@ class PageRoutes:
     """
 
     def __init__(self, models, test_images):
-        self.models, self.test_images = models, test_images
+        self.test_images = test_images
+        self.readers = {name: FeatureReader(model.network) for name, model in models.items()}
         self.page, self.page_headers = load_page()
-
-    def routes(self):
-        """{path: {method: function of a request, and for POST of its body}}."""
-        routes = {"/": {"GET": self.give_page}, "/page/about": {"GET": self.about}}
-        for model in self.models.values():
-            path = "/page/models/" + model.name
-            for name, method, function in (("picture", "POST", self.picture),
-                                           ("drawing", "POST", self.drawing),
-                                           ("layer", "POST", self.layer),
-                                           ("test", "GET", self.test_image),
-                                           ("mistake", "GET", self.mistake)):
-                routes[f"{path}/{name}"] = {method: functools.partial(function, model)}
-        return routes
 
     def give_page(self, request):
         return Response(self.page, HTML, headers=self.page_headers)
 
-    def about(self, request):
+    def about(self, request, *models):
         """What the page needs to know of the models."""
-        return as_json({"models": [dict(
-            model.facts, drawable=is_drawable(model.network.image_set),
-            test_images=len(self.images_of(model)[0])) for model in self.models.values()]})
+        facts = []
+        for model in models:
+            network, image_set = model.network, model.network.image_set
+            facts.append({
+                "name": model.name, "engine": model.batcher.engines.detail,
+                "weights": network.origin,
+                "parameters": sum(tensor.numel() for tensor in network.net.parameters()),
+                "image_set": image_set.name, "shape": image_set.shape,
+                "classes": image_set.classes, "task": image_set.task,
+                "drawable": is_drawable(image_set), "test_images": len(self.images_of(model)[0])})
+        return as_json({"models": facts})
 
     def images_of(self, model):
         """(images, targets) to test a model on; empty ones where there are none here."""
-        image_set = model.network.image_set
-        nothing = np.zeros((0,) + image_set.shape, np.uint8), np.zeros(0, np.int64)
-        return self.test_images.get(image_set.name, nothing)
+        return self.test_images.get(model.network.image_set.name, (np.zeros(0), np.zeros(0)))
 
-    async def picture(self, model, request, body):
+    def picture(self, request, model):
         """The image in a picture's bytes, a file of any kind."""
-        request.kind = "page"
         try:
-            return self.prepared(model, read_picture(bytes(body)))
-        except UnavailableError as error:
-            raise RequestError(str(error), 501) from error
+            return self.prepared(model, read_picture(request.body))
         except MNISTError as error:
             raise RequestError(str(error)) from error
 
-    async def drawing(self, model, request, body):
+    def drawing(self, request, model):
         """The image in a drawing: grey levels, width × height bytes."""
-        request.kind = "page"
         width, height = (number(request, name, LARGEST_DRAWING) for name in ("width", "height"))
-        if not width or len(body) != width * height:
+        if not width or len(request.body) != width * height:
             raise RequestError("the body is width × height grey levels")
-        return self.prepared(model, np.frombuffer(body, np.uint8).reshape(height, width))
+        return self.prepared(model, np.frombuffer(request.body, np.uint8).reshape(height, width))
 
     def prepared(self, model, picture):
         """A picture as the model takes it, and what there is to say of it."""
@@ -88,28 +78,28 @@ class PageRoutes:
         return as_json({"image": None if digit.image is None else encode(digit.image),
                         "note": digit.note})
 
-    async def layer(self, model, request, body):
-        """The first layer's filters, and its maps of an image."""
-        request.kind = "page"
+    def layer(self, request, model):
+        """The filters of the first layer that reads the image, and its maps of one."""
         shape = model.network.image_set.shape
-        if len(body) != int(np.prod(shape)):
+        if len(request.body) != int(np.prod(shape)):
             raise RequestError(f"the body is an image, {int(np.prod(shape))} bytes")
-        if model.first_layer is None:
-            raise RequestError(f"{model.name} has no first layer of filters", 404)
-        image = np.frombuffer(body, np.uint8).reshape(shape)
-        return as_json(show_layer(model.network, model.first_layer, image))
+        reader = self.readers[model.name]
+        made, _ = reader.look(np.frombuffer(request.body, np.uint8).reshape(shape))
+        for layer, result in zip(reader.layers, made):
+            if layer.filters is not None:  # of a colour filter the mean of its channels
+                return as_json({"filters": grey_pictures(layer.filters.mean(1)),
+                                "maps": grey_pictures(result.maps)})
+        raise RequestError(f"{model.name} has no first layer of filters", 404)
 
-    def test_image(self, model, request):
+    def test_image(self, request, model):
         """A test image with its target, by its index."""
-        request.kind = "page"
         images, targets = self.images_of(model)
         index = number(request, "index", len(images) - 1)
         return as_json({"index": index, "target": targets[index].tolist(),
                         "image": encode(images[index])})
 
-    async def mistake(self, model, request):
+    async def mistake(self, request, model):
         """The index of the first test image after another that the model misreads, or null."""
-        request.kind = "page"
         images, targets = self.images_of(model)
         after = number(request, "after", len(images) - 1)
         order = np.roll(np.arange(len(images)), -after - 1)
@@ -125,7 +115,7 @@ class PageRoutes:
 
 def number(request, name, largest):
     """A whole number among a request's query, from 0 to `largest`."""
-    text = request.query.get(name, "")
+    text = dict(urllib.parse.parse_qsl(request.query.decode("latin-1"))).get(name, "")
     if not re.match(r"[0-9]{1,9}$", text) or int(text) > largest:
         raise RequestError(f"{name} is a whole number from 0 to {largest}")
     return int(text)
@@ -133,11 +123,8 @@ def number(request, name, largest):
 
 def load_page():
     """The page's bytes, and headers that let it use nothing but itself and this server."""
-    try:
-        with open(PAGE, "rb") as file:
-            page = file.read()
-    except OSError as error:
-        raise MNISTError(f"can't read the page {PAGE}: {error.strerror}") from error
+    with open(PAGE, "rb") as file:
+        page = file.read()
     rules = ["default-src 'none'", "connect-src 'self'", "img-src 'self' data: blob:",
              "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
     for tag in ("script", "style"):
@@ -148,31 +135,9 @@ def load_page():
                   (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY")]
 
 
-# --- The first layer ------------------------------------------------------------------------------
-
-
-def first_layer(network):
-    """The `mnist.models.features.Layer` of the first convolution that reads the image; or None."""
-    layers = convolutions(network.net, network.image_set.shape)
-    return next((layer for layer in layers if layer.filters is not None), None)
-
-
-def show_layer(network, layer, image):
-    """The filters and the maps of an image, uint8 (C, H, W), as JSON takes them: each a shape and
-    base64 of bytes, 128 standing for 0."""
-    import torch
-
-    from MNISTmodel import calls
-    x = network.image_set.normalise(image[np.newaxis])
-    with torch.no_grad():
-        made, _ = calls(network.net, torch.from_numpy(x), copied=True)
-    maps = maps_of(made, layer.module).maps
-    filters = layer.filters.mean(1)  # of a colour filter the mean of its channels
-    return {"filters": grey_pictures(filters), "maps": grey_pictures(maps)}
-
-
 def grey_pictures(values):
-    """Numbers around 0, float32 (N, H, W), as grey levels around 128, the farthest 1 or 255."""
+    """Numbers around 0, float32 (N, H, W), as the page takes pictures: their shape, and base64 of
+    grey levels around 128, the farthest 1 or 255."""
     scaled = 128 + values * (127 / max(1e-9, np.abs(values).max()))
     return {"shape": list(values.shape), "data": encode(np.rint(scaled).astype(np.uint8))}
 

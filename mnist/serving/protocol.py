@@ -12,17 +12,15 @@ extension_model_configuration.md and extension_statistics.md.
 
 import collections
 import functools
-import itertools
 import struct
 
 import numpy as np
 import orjson
 
-SERVER_NAME = "mnist"
-SERVER_VERSION = "2"
 MODEL_VERSION = "1"
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
-BYTES = {"UINT8": 1, "FP32": 4}  # of a number
+SERVER = {"name": "mnist", "version": "2", "extensions": [
+    "binary_tensor_data", "classification", "model_configuration", "statistics"]}
+DTYPES = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 HEADER_CACHE = 512  # JSON headers kept parsed
 LONGEST_CACHED = 1024  # bytes of a header that is kept
 
@@ -36,23 +34,16 @@ class RequestError(Exception):
         self.headers = headers
 
 
-Header = collections.namedtuple("Header", "id datatype rows data binary_size output timeout")
+Header = collections.namedtuple("Header", "id datatype rows data binary classes timeout")
 Header.__doc__ = """What the JSON of a request asks for.
 
-id           text, or None
-datatype     "UINT8" or "FP32"
-rows         how many images
-data         the list of numbers, flat or nested; None where they follow in binary
-binary_size  their bytes there; None where `data` has them
-output       an `Output`
-timeout      seconds that the request may wait for an engine, or None
-"""
-
-Output = collections.namedtuple("Output", "binary classes")
-Output.__doc__ = """How the network's outputs are wanted.
-
-binary   whether as a binary tensor
-classes  how many of the likeliest classes, as text; 0 for the numbers themselves
+id        text, or None
+datatype  "UINT8" or "FP32"
+rows      how many images
+data      the list of numbers, flat or nested; None where they follow in binary
+binary    whether the answer is wanted as a binary tensor
+classes   how many of the likeliest classes are wanted, as text; 0 for the outputs themselves
+timeout   seconds that the request may take, or None
 """
 
 
@@ -62,19 +53,16 @@ classes  how many of the likeliest classes, as text; 0 for the numbers themselve
 class Protocol:
     """What a model takes and gives: requests read, responses written, metadata.
 
-    name, platform  as clients are told
-    image_set       the `mnist.datasets.image_set.ImageSet` of its network
+    image_set  the `mnist.datasets.image_set.ImageSet` of its network
     """
 
-    def __init__(self, name, platform, image_set, max_batch):
-        self.name, self.platform, self.max_batch = name, platform, max_batch
-        self.shape, self.classes = tuple(image_set.shape), image_set.classes
+    def __init__(self, name, image_set, max_batch):
+        self.name, self.max_batch = name, max_batch
+        self.shape, self.wire_shape = tuple(image_set.shape), wire_shape(image_set)
         self.pixels = int(np.prod(self.shape))
-        self.output = image_set.output_name
+        self.classes, self.output = image_set.classes, image_set.output_name
         self.has_classes = image_set.task == "classification"
-        self.wire_shape = wire_shape(image_set)
         self.parse_cached = functools.lru_cache(HEADER_CACHE)(self.parse_header)
-        self.response_header = functools.lru_cache(HEADER_CACHE)(self.make_response_header)
 
     # --- Requests ---------------------------------------------------------------------------------
 
@@ -85,32 +73,26 @@ class Protocol:
         nothing but the images is there; None where all is JSON. Raises RequestError for what isn't
         a request.
         """
-        if header_length is None:
-            header = self.parse_header(body)
-        elif header_length > len(body):
-            raise RequestError(f"the header is said to have {header_length} bytes, the whole "
-                               f"request has {len(body)}")
-        elif header_length == 0:
-            header = self.raw_header(len(body))
-        elif header_length <= LONGEST_CACHED:
-            header = self.parse_cached(bytes(body[:header_length]))
+        if header_length == 0:
+            text, rows = b"", max(1, len(body) // self.pixels)
+            header = Header(None, "UINT8", rows, None, True, 0, None)
         else:
-            header = self.parse_header(body[:header_length])
-        if header.binary_size is None:
-            if header_length is not None and header_length < len(body):
-                raise RequestError(f"unexpected additional input data: {len(body) - header_length} "
-                                   "bytes")
-            return header, self.images_from_numbers(header)
-        return header, self.images_from_bytes(header, body, header_length or 0)
-
-    def raw_header(self, size):
-        """The header that a request without one stands for: `size` bytes of images, nothing else.
-        """
-        rows, rest = divmod(size, self.pixels)
-        if rest or not rows:
-            raise RequestError(f"without a JSON header the body is images of {self.pixels} bytes; "
-                               f"it has {size}")
-        return Header(None, "UINT8", rows, None, size, Output(True, 0), None)
+            text = body[:header_length]
+            header = (self.parse_cached if len(text) <= LONGEST_CACHED else self.parse_header)(text)
+        dtype, count = DTYPES[header.datatype], header.rows * self.pixels
+        expected, there = count * dtype.itemsize * (header.data is None), len(body) - len(text)
+        if there != expected:
+            raise RequestError(f"{header.rows} images as {header.datatype}: {expected} bytes "
+                               f"should follow the JSON, {there} are there")
+        if header.data is None:
+            numbers = np.frombuffer(body, dtype, count, len(text))
+        else:
+            numbers = flat_array(header.data)
+        if numbers.size != count:
+            raise RequestError(f"{header.rows} images have {count} numbers, data has "
+                               f"{numbers.size}")
+        levels = whole_levels(numbers, header.datatype)
+        return header, levels.reshape((header.rows,) + self.shape)
 
     def parse_header(self, text):
         """The `Header` in the JSON of a request. Raises RequestError where it isn't one."""
@@ -118,28 +100,21 @@ class Protocol:
             request = orjson.loads(text)
         except ValueError as error:
             raise RequestError(f"not JSON: {error}") from error
-        inputs = field(request, "inputs", list, "the request")
-        if len(inputs) != 1:
-            raise RequestError(f"this model has one input, image; the request has {len(inputs)}")
-        tensor = inputs[0]
-        name = field(tensor, "name", str, "the input")
-        if name != "image":
-            raise RequestError(f"unexpected inference input {name!r}; this model has image")
-        datatype = field(tensor, "datatype", str, "image")
-        if datatype not in BYTES:
+        tensor = only_tensor(request, "inputs", "image")
+        datatype = field(tensor, "datatype", str)
+        if datatype not in DTYPES:
             raise RequestError(f"image is UINT8 or FP32, not {datatype}")
-        rows = self.rows_of(field(tensor, "shape", list, "image"))
-        identity = field(request, "id", str, "the request", None)
-        parameters = field(request, "parameters", dict, "the request", {})
-        timeout = field(parameters, "timeout", int, "parameters", 0)
-        size = field(field(tensor, "parameters", dict, "image", {}), "binary_data_size", int,
-                     "image's parameters", None)
-        data = field(tensor, "data", list, "image", None)
+        rows = self.rows_of(field(tensor, "shape", list))
+        data = field(tensor, "data", list, None)
+        size = field(field(tensor, "parameters", dict, {}), "binary_data_size", int, None)
         if (size is None) == (data is None):
             raise RequestError("image needs its numbers either as data or in binary, with "
                                "binary_data_size")
-        return Header(identity, datatype, rows, data, size, self.wanted_output(request, parameters),
-                      timeout / 1e6 if timeout > 0 else None)
+        parameters = field(request, "parameters", dict, {})
+        timeout = field(parameters, "timeout", int, 0)
+        return Header(field(request, "id", str, None), datatype, rows, data,
+                      *self.wanted_output(request, parameters),
+                      timeout=timeout / 1e6 if timeout > 0 else None)
 
     def rows_of(self, shape):
         """How many images a tensor of this shape holds. Raises RequestError for any other."""
@@ -152,63 +127,15 @@ class Protocol:
         return shape[0]
 
     def wanted_output(self, request, parameters):
-        """The `Output` that a request asks for."""
-        binary = field(parameters, "binary_data_output", bool, "parameters", False)
-        outputs = field(request, "outputs", list, "the request", [])
-        if not outputs:
-            return Output(binary, 0)
-        if len(outputs) > 1:
-            raise RequestError(f"this model has one output, {self.output}")
-        name = field(outputs[0], "name", str, "the output")
-        if name != self.output:
-            raise RequestError(f"unexpected inference output {name!r}; this model has "
-                               f"{self.output}")
-        wishes = field(outputs[0], "parameters", dict, self.output, {})
-        if "shared_memory_region" in wishes:
-            raise RequestError("there is no shared memory here")
-        where = f"{self.output}' parameters"
-        classes = field(wishes, "classification", int, where, 0)
+        """(binary, classes) of the `Header`: how a request wants its output."""
+        binary = field(parameters, "binary_data_output", bool, False)
+        if not field(request, "outputs", list, []):
+            return binary, 0
+        wishes = field(only_tensor(request, "outputs", self.output), "parameters", dict, {})
+        classes = field(wishes, "classification", int, 0)
         if classes < 0 or classes and not self.has_classes:
             raise RequestError("classification takes a positive number, of a classifier")
-        return Output(field(wishes, "binary_data", bool, where, binary),
-                      min(classes, len(self.classes)))
-
-    def images_from_bytes(self, header, body, start):
-        """The images that follow the JSON in binary."""
-        expected = header.rows * self.pixels * BYTES[header.datatype]
-        if header.binary_size != expected:
-            raise RequestError(f"{header.rows} images as {header.datatype} have {expected} bytes, "
-                               f"not binary_data_size {header.binary_size}")
-        there = len(body) - start
-        if there != expected:
-            raise RequestError(
-                f"expecting {expected - there} additional bytes" if there < expected
-                else f"unexpected additional input data: {there - expected} bytes")
-        shape = (header.rows,) + self.shape
-        if header.datatype == "UINT8":
-            return np.frombuffer(body, np.uint8, expected, start).reshape(shape)
-        return whole_levels(np.frombuffer(body, "<f4", expected // 4, start)).reshape(shape)
-
-    def images_from_numbers(self, header):
-        """The images among the JSON, as a flat list or nested like their shape."""
-        numbers = header.data
-        while numbers and type(numbers[0]) is list:
-            if not all(type(part) is list for part in numbers):
-                raise RequestError("data is nested unevenly")
-            numbers = list(itertools.chain.from_iterable(numbers))
-        if len(numbers) != header.rows * self.pixels:
-            raise RequestError(f"{header.rows} images have {header.rows * self.pixels} numbers, "
-                               f"data has {len(numbers)}")
-        shape = (header.rows,) + self.shape
-        if header.datatype == "UINT8":
-            try:
-                return np.frombuffer(bytes(numbers), np.uint8).reshape(shape)
-            except (TypeError, ValueError) as error:
-                raise RequestError("UINT8 takes whole numbers from 0 to 255") from error
-        try:
-            return whole_levels(np.array(numbers)).reshape(shape)
-        except ValueError as error:  # lists among the numbers
-            raise RequestError("FP32 takes numbers from 0 to 255") from error
+        return field(wishes, "binary_data", bool, binary), min(classes, len(self.classes))
 
     # --- Responses --------------------------------------------------------------------------------
 
@@ -218,56 +145,42 @@ class Protocol:
         `outputs` float32 (rows, K); `header` is the request's.
         """
         rows = len(outputs)
-        if header.output.binary:
-            if header.output.classes:
-                tensor = b"".join(struct.pack("<I", len(text)) + text
-                                  for text in self.classes_of(outputs, header.output.classes))
-            else:
-                tensor = outputs.astype("<f4", copy=False).tobytes()
-            head = self.response_header(header.id, rows, header.output, len(tensor))
+        texts = self.likeliest(outputs, header.classes) if header.classes else None
+        if header.binary:
+            tensor = outputs.astype("<f4", copy=False).tobytes() if texts is None else b"".join(
+                struct.pack("<I", len(text)) + text for text in map(str.encode, texts))
+            head = self.response(header, rows, parameters={"binary_data_size": len(tensor)})
             return head + tensor, len(head)
-        if header.output.classes:
-            data = [text.decode() for text in self.classes_of(outputs, header.output.classes)]
-        else:
-            data = np.ascontiguousarray(outputs, np.float32).reshape(-1)
-        response = self.response_frame(header.id, rows, header.output)
-        response["outputs"][0]["data"] = data
-        return orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY), None
+        data = np.ascontiguousarray(outputs, np.float32).reshape(-1) if texts is None else texts
+        return self.response(header, rows, data=data), None
 
-    def response_frame(self, identity, rows, output):
-        """A response as a dictionary, without its numbers."""
-        tensor = {"name": self.output, "datatype": "BYTES" if output.classes else "FP32",
-                  "shape": [rows, output.classes or len(self.classes)]}
+    def response(self, header, rows, **content):
+        """The JSON of a response."""
+        tensor = {"name": self.output, "datatype": "BYTES" if header.classes else "FP32",
+                  "shape": [rows, header.classes or len(self.classes)], **content}
         response = {"model_name": self.name, "model_version": MODEL_VERSION, "outputs": [tensor]}
-        if identity is not None:
-            response["id"] = identity
-        return response
+        if header.id is not None:
+            response["id"] = header.id
+        return orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def make_response_header(self, identity, rows, output, size):
-        """The JSON of a response with a binary tensor of `size` bytes."""
-        response = self.response_frame(identity, rows, output)
-        response["outputs"][0]["parameters"] = {"binary_data_size": size}
-        return orjson.dumps(response)
-
-    def classes_of(self, log_probs, number):
-        """The `number` likeliest classes of each row, likeliest first: bytes "value:index:label".
+    def likeliest(self, log_probs, number):
+        """The `number` likeliest classes of each row, likeliest first: texts "value:index:label".
         """
-        return [f"{row[index]:f}:{index}:{self.classes[index]}".encode() for row in log_probs
+        return [f"{row[index]:f}:{index}:{self.classes[index]}" for row in log_probs
                 for index in np.argsort(-row, kind="stable")[:number]]
 
     # --- Metadata ---------------------------------------------------------------------------------
 
-    def metadata(self):
+    def metadata(self, platform):
         """The answer to GET /v2/models/NAME."""
-        return {"name": self.name, "versions": [MODEL_VERSION], "platform": self.platform,
+        return {"name": self.name, "versions": [MODEL_VERSION], "platform": platform,
                 "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *self.wire_shape]}],
                 "outputs": [{"name": self.output, "datatype": "FP32",
                              "shape": [-1, len(self.classes)]}]}
 
-    def config(self):
+    def config(self, platform):
         """The answer to GET /v2/models/NAME/config, Triton's model configuration as JSON."""
-        return {"name": self.name, "platform": self.platform, "max_batch_size": self.max_batch,
-                "version_policy": {"latest": {"num_versions": 1}},
+        return {"name": self.name, "platform": platform, "max_batch_size": self.max_batch,
                 "input": [{"name": "image", "data_type": "TYPE_UINT8",
                            "dims": list(self.wire_shape)}],
                 "output": [{"name": self.output, "data_type": "TYPE_FP32",
@@ -282,34 +195,54 @@ def wire_shape(image_set):
     return (height, width) if channels == 1 else (channels, height, width)
 
 
-def server_metadata():
-    """The answer to GET /v2."""
-    return {"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": EXTENSIONS}
-
-
 NEEDED = object()
 
 
-def field(record, key, kind, where, default=NEEDED):
+def field(record, key, kind, default=NEEDED):
     """`record[key]`, checked to be of a kind; `default` where it isn't there or null."""
     if type(record) is not dict:
-        raise RequestError(f"{where} is not a JSON object")
+        raise RequestError(f"{key} is looked for in what is no JSON object")
     value = record.get(key)
     if value is None and default is not NEEDED:
         return default
     if type(value) is not kind:
-        raise RequestError(f"{where} has no {key}" if value is None else
-                           f"{key} of {where} is a {type(value).__name__}, not a {kind.__name__}")
+        raise RequestError(f"{key} is missing" if value is None else
+                           f"{key} is a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 
-def whole_levels(numbers):
+def only_tensor(request, key, name):
+    """The one tensor among a request's "inputs" or "outputs"."""
+    tensors = field(request, key, list)
+    if len(tensors) != 1 or field(tensors[0], "name", str) != name:
+        raise RequestError(f"{key}: this model has one, {name}")
+    return tensors[0]
+
+
+def flat_array(data):
+    """The numbers of a list, flat or nested, as an array (N,)."""
+    try:
+        return np.frombuffer(bytes(data), np.uint8)  # by far the quickest, where it is flat
+    except (TypeError, ValueError):
+        pass
+    try:
+        return np.array(data, np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise RequestError("data is a list of numbers, flat or nested evenly") from error
+
+
+def whole_levels(numbers, datatype):
     """Numbers from 0 to 255, (N,), rounded to uint8. Raises RequestError for others, and for what
     has been scaled to 0…1, which would be read as black."""
-    if numbers.dtype.kind not in "iuf" or not (numbers.min() >= 0 and numbers.max() <= 255):
-        raise RequestError("FP32 takes numbers from 0 to 255")  # NaN is none of them
+    if numbers.dtype == np.uint8:
+        return numbers
     levels = np.rint(numbers)
-    if numbers.max() <= 1 and (levels != numbers).any():
+    fractions = (levels != numbers).any()
+    whole = datatype == "UINT8"
+    inside = numbers.min() >= 0 and numbers.max() <= 255  # NaN isn't
+    if not inside or whole and fractions:
+        raise RequestError(f"{datatype} takes {'whole ' * whole}numbers from 0 to 255")
+    if fractions and numbers.max() <= 1:
         raise RequestError("FP32 takes numbers from 0 to 255; these go from 0 to 1: multiply them "
                            "by 255")
     return levels.astype(np.uint8)

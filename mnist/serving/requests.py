@@ -7,6 +7,7 @@ from which page a request comes, that has to be on a host that may call this ser
 """
 
 import asyncio
+import functools
 import ipaddress
 import time
 import urllib.parse
@@ -20,34 +21,37 @@ BODY = 16 << 20  # bytes of one body, decompressed
 BODIES = 128 << 20  # bytes of all bodies that are being received or answered
 BODY_SECONDS = 10  # for a body to come, and one more for each RATE bytes
 RATE = 10000
-JSON, BINARY = b"application/json", b"application/octet-stream"
+WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # as zlib has them
+JSON = b"application/json"
 SECURITY = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"),
             (b"cross-origin-resource-policy", b"same-origin")]  # what a page may, the page says
+
+current_task = getattr(asyncio, "current_task", None) or asyncio.Task.current_task  # Python 3.6
 
 
 class Request:
     """A request, its body not yet received.
 
     method, path  text, the path decoded
-    query         {name: value}, text
+    query         as it stands in the address, bytes
     headers       {name in lower case: value}, bytes
-    kind          what is counted for `/metrics`: "infer", "page", "other"
+    body          bytes, once it was received
+    room          how many bytes are reserved for it
     """
 
     def __init__(self, scope, receive):
         self.method, self.path = scope["method"], scope["path"]
-        query = scope["query_string"]
-        self.query = dict(urllib.parse.parse_qsl(query.decode("latin-1"))) if query else {}
-        self.headers = dict(scope["headers"])
-        self.receive, self.room, self.kind = receive, 0, "other"
+        self.query, self.headers = scope["query_string"], dict(scope["headers"])
+        self.receive, self.body, self.room = receive, b"", 0
 
 
 class Response:
     """What a request is answered with."""
 
     def __init__(self, body, content_type=JSON, status=200, headers=()):
-        self.body, self.content_type = body, content_type
-        self.status, self.headers = status, headers
+        self.body, self.status = body, status
+        self.headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)),
+                        *SECURITY, *headers]
 
 
 def as_json(record):
@@ -56,9 +60,7 @@ def as_json(record):
 
 
 def refusal(error):
-    """The `Response` that says what was wrong; of any other exception than RequestError 500."""
-    if not isinstance(error, RequestError):
-        error = RequestError(f"{type(error).__name__}: {error}", 500)
+    """The `Response` that says what was wrong, a RequestError."""
     headers = [(name.replace("_", "-").encode(), value.encode())
                for name, value in error.headers.items()]
     return Response(orjson.dumps({"error": str(error)}), JSON, error.status, headers)
@@ -75,39 +77,24 @@ class Gate:
 
     def __init__(self, names):
         self.names = {name.lower() for name in names} | {"localhost"}
-        self.known = {}  # what was looked at already
+        self.may = functools.lru_cache(1000)(self.may)
 
     def check(self, headers):
-        host, origin = headers.get(b"host", b""), headers.get(b"origin")
-        if not self.may(b"//" + host):
+        """Raises RequestError where Host, or Origin where there is one, isn't of this server."""
+        if not self.may(b"//" + headers.get(b"host", b"")):
             raise RequestError("the Host header doesn't name this server; where that name is its "
                                "own, start it with --allow-host NAME", 403)
-        # A proxy may rewrite Host, or drop its port: hosts are compared, or the origin is allowed.
-        if origin is not None and host_of(origin) != host_of(b"//" + host) \
-                and not self.may(origin):
+        if not self.may(headers.get(b"origin", b"//localhost")):
             raise RequestError("pages of other sites can't use this server; where that page is "
                                "its own, start it with --allow-host and the page's host", 403)
 
     def may(self, address):
-        """Whether an address, as bytes, is of a host that may call the server."""
-        if address not in self.known:
-            if len(self.known) > 1000:
-                self.known.clear()
-            name = host_of(address)
-            try:
-                self.known[address] = name in self.names or bool(ipaddress.ip_address(name))
-            except ValueError:
-                self.known[address] = False
-        return self.known[address]
-
-
-def host_of(address):
-    """The host in an address such as b"//example.org:80", in lower case; "" where there is none."""
-    try:
-        name = urllib.parse.urlsplit(address.decode("latin-1")).hostname or ""
-    except ValueError:
-        return ""
-    return name[:-1] if name.endswith(".") else name
+        """Whether an address such as b"//example.org:80" is of a host that may call the server."""
+        try:
+            name = (urllib.parse.urlsplit(address.decode("latin-1")).hostname or "").rstrip(".")
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
 
 
 # --- Bodies ---------------------------------------------------------------------------------------
@@ -118,6 +105,7 @@ class Bodies:
 
     def __init__(self):
         self.reserved = 0
+        self.coming = {}  # the tasks that wait for a part of a body, and until when
 
     def reserve(self, request, size):
         """Make room for a body of so many bytes, or refuse it."""
@@ -135,15 +123,12 @@ class Bodies:
         if length.isdigit():
             self.reserve(request, int(length))
         inflate = decompressor(request.headers.get(b"content-encoding", b"identity").lower())
-        message = await request.receive()
-        if not message.get("more_body") and not inflate and message["type"] == "http.request":
-            self.reserve(request, len(message["body"]))
-            return message["body"]  # as almost always: it came at once
-        chunks, size, deadline = [], 0, time.monotonic() + BODY_SECONDS
-        while True:
+        chunks, size, more, deadline = [], 0, True, time.monotonic() + BODY_SECONDS
+        while more:
+            message = await self.receive_until(deadline, request.receive)
             if message["type"] == "http.disconnect":
                 raise ConnectionError("the client has gone")
-            chunk = message.get("body", b"")
+            chunk, more = message.get("body", b""), message.get("more_body")
             deadline += len(chunk) / RATE
             try:
                 chunk = inflate.decompress(chunk, BODY + 1 - size) if inflate else chunk
@@ -152,22 +137,35 @@ class Bodies:
             chunks.append(chunk)
             size += len(chunk)
             self.reserve(request, max(size, request.room))
-            if not message.get("more_body"):
-                break
-            try:
-                message = await asyncio.wait_for(request.receive(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
-                raise RequestError("the request took too long", 408) from None
         if inflate and (not inflate.eof or inflate.unused_data):
             raise RequestError("the compressed body is damaged")
         return b"".join(chunks)
 
+    async def receive_until(self, deadline, receive):
+        """What comes next of a body. Raises RequestError where that is too late."""
+        task = current_task()
+        self.coming[task] = deadline
+        try:
+            return await receive()
+        except asyncio.CancelledError:
+            raise RequestError("the request took too long", 408) from None
+        finally:
+            del self.coming[task]
+
+    async def watch(self):
+        """End the wait for what is late: a timer for each request would take longer."""
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for task in [task for task, deadline in self.coming.items() if deadline < now]:
+                task.cancel()
+
 
 def decompressor(encoding):
     """What decompresses a body of a Content-Encoding; None for one as it is."""
-    if encoding in (b"gzip", b"x-gzip", b"deflate"):
-        return zlib.decompressobj(15 if encoding == b"deflate" else 31)
-    if encoding != b"identity":
+    if encoding == b"identity":
+        return None
+    if encoding not in WINDOW_BITS:
         raise RequestError("a body may be compressed by gzip or deflate", 415,
                            accept_encoding="gzip, deflate")
-    return None
+    return zlib.decompressobj(WINDOW_BITS[encoding])

@@ -86,8 +86,8 @@ def read(container, read_bytes):
 
 def decode_training(folder, files):
     """All training images, with class and track from their names."""
-    matches = sorted((match.groups(), match.string)
-                     for match in map(TRAINING.search, files) if match)
+    matches = sorted((match.groups(), path) for path, match in
+                     ((path, TRAINING.search(path)) for path in files) if match)
     if not matches:
         raise DataError(f"{folder} doesn't hold GTSRB_Final_Training_Images.zip, nor what is in it")
     numbers = np.array([key for key, _ in matches]).astype(np.int64)
@@ -97,7 +97,8 @@ def decode_training(folder, files):
 
 def decode_test(folder, files):
     """The test images, with classes from GT-final_test.csv."""
-    paths = {match.group(1) + ".ppm": match.string for match in map(TEST.search, files) if match}
+    paths = {match.group(1) + ".ppm": path for path, match in
+             ((path, TEST.search(path)) for path in files) if match}
     tables = [path for path in files if path.split("/")[-1] == TEST_CLASSES]
     if not paths or not tables:
         raise DataError(f"{folder} doesn't hold GTSRB_Final_Test_Images.zip and "

@@ -138,7 +138,7 @@ def test_signs_unpacked_are_the_same_as_from_the_zips(signs, tmp_path):
 
 def test_decoded_signs_are_kept_until_a_zip_changes(signs, monkeypatch):
     first = load_images(gtsrb.GTSRB, "test", data_dir=str(signs)).digest
-    monkeypatch.setattr(gtsrb, "decode", None)  # nothing is decoded again
+    monkeypatch.setattr(gtsrb, "decode_ppm", None)  # nothing is decoded again
     assert load_images(gtsrb.GTSRB, "test", data_dir=str(signs)).digest == first
     os.utime(signs / "GTSRB_Final_Test_Images.zip", (1, 1))
     with pytest.raises(TypeError):
@@ -157,10 +157,12 @@ def test_what_is_held_out_of_images_sorted_by_class_is_of_all():
     assert len(held_out[1]) == 100 and set(held_out[1].tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("content", [ppm(noise(32, 32, 3))[:-1], b"P5" + ppm(noise(32, 32, 3))])
-def test_a_damaged_ppm_is_refused_by_name(content):
-    with pytest.raises(MNISTError, match="x.ppm in signs.zip: can't read"):
-        gtsrb.decode({"x.ppm": ("signs.zip", lambda: content)}, ["x.ppm"])
+def test_a_damaged_ppm_is_refused_by_name():
+    content = ppm(noise(32, 32, 3))
+    with pytest.raises(MNISTError, match="x.ppm is damaged: 3071 bytes of pixels, not 32 × 32"):
+        gtsrb.decode_ppm(content[:-1], "x.ppm")
+    with pytest.raises(MNISTError, match="x.ppm isn't a PPM file"):
+        gtsrb.decode_ppm(b"P5" + content, "x.ppm")
 
 
 # --- A folder of pictures -------------------------------------------------------------------------

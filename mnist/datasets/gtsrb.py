@@ -7,20 +7,16 @@ ROI of the CSV files, which is in pixels of the frame's original size, isn't use
 """
 
 import csv
-import functools
 import io
 import os
-import pathlib
 import re
 import zipfile
 
 import numpy as np
 
 from mnist.datasets.decoded import decode_once
-from mnist.datasets.drawing import read_picture
-from mnist.datasets.folder import to_shape
 from mnist.datasets.image_set import ImageSet
-from mnist.errors import DataError, MNISTError
+from mnist.errors import DataError, MNISTError, UnavailableError
 
 GTSRB = ImageSet(
     "gtsrb", (3, 32, 32),
@@ -41,6 +37,7 @@ ZIPS = ("GTSRB_Final_Training_Images.zip", "GTSRB-Training_fixed.zip",
 TRAINING = re.compile(r"(?:Final_Training/Images|Training)/(\d{5})/(\d{5})_(\d{5})\.ppm$")
 TEST = re.compile(r"Final_Test/Images/(\d{5})\.ppm$")
 TEST_CLASSES = "GT-final_test.csv"
+PPM = re.compile(rb"P6\s+(?:#.*\n\s*)*(\d+)\s+(\d+)\s+255\s")
 
 
 def read_gtsrb(folder, split):
@@ -57,31 +54,23 @@ def read_gtsrb(folder, split):
 
 
 def find_files(folder):
-    """{path as in the official zips: (the zip or folder that it is in, what gives its bytes)}."""
+    """{path as in the official zips: (the zip or folder that it is in, its name there)}."""
+    places = [place for place in (folder, os.path.join(folder, "gtsrb")) if os.path.isdir(place)]
     found = {}
-    for place in (folder, os.path.join(folder, "gtsrb")):
+    for place in places:
         for name in ZIPS:
             path = os.path.join(place, name)
             if os.path.isfile(path):
                 try:
-                    archive = zipfile.ZipFile(path)
+                    with zipfile.ZipFile(path) as archive:
+                        found.update((inside, (path, inside)) for inside in archive.namelist())
                 except zipfile.BadZipFile as error:
                     raise MNISTError(f"{path} is damaged: {error}") from error
-                found.update((inside, (path, functools.partial(archive.read, inside)))
-                             for inside in archive.namelist())
     if not found:
         for place, _, names in os.walk(folder):
-            paths = [pathlib.Path(place, name) for name in names if name.endswith((".ppm", ".csv"))]
-            found.update((path.as_posix(), (place, path.read_bytes)) for path in paths)
-    return found
-
-
-def read(container, read_bytes):
-    """The bytes of one of `find_files`."""
-    try:
-        return read_bytes()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise MNISTError(f"{container} is damaged: {error}") from error
+            found.update((os.path.join(place, name), (place, name)) for name in names
+                         if name.endswith((".ppm", ".csv")))
+    return {path.replace(os.sep, "/"): where for path, where in found.items()}
 
 
 def decode_training(folder, files):
@@ -91,7 +80,7 @@ def decode_training(folder, files):
     if not matches:
         raise DataError(f"{folder} doesn't hold GTSRB_Final_Training_Images.zip, nor what is in it")
     numbers = np.array([key for key, _ in matches]).astype(np.int64)
-    images = decode(files, [path for _, path in matches])
+    images = decode([files[path] for _, path in matches])
     return images, numbers[:, 0].copy(), numbers[:, 0] * 100000 + numbers[:, 1]
 
 
@@ -103,7 +92,8 @@ def decode_test(folder, files):
     if not paths or not tables:
         raise DataError(f"{folder} doesn't hold GTSRB_Final_Test_Images.zip and "
                         "GTSRB_Final_Test_GT.zip, nor what is in them")
-    text = read(*files[tables[0]]).decode()
+    with Reader() as read:
+        text = read(*files[tables[0]]).decode()
     classes = {row["Filename"]: int(row["ClassId"])
                for row in csv.DictReader(io.StringIO(text), delimiter=";")}
     names = sorted(set(classes) & set(paths))
@@ -111,17 +101,60 @@ def decode_test(folder, files):
         raise MNISTError(f"{TEST_CLASSES} names {len(names)} of the {len(paths)} test images in "
                          f"{folder}")
     targets = np.array([classes[name] for name in names], np.int64)
-    return decode(files, [paths[name] for name in names]), targets, None
+    return decode([files[paths[name]] for name in names]), targets, None
 
 
-def decode(files, paths):
-    """uint8 (N, 3, 32, 32) of some of `find_files`, resized with anti-aliasing where they are of
-    another size."""
-    images = np.empty((len(paths),) + GTSRB.shape, np.uint8)
-    for image, path in zip(images, paths):
-        content = read(*files[path])
-        try:
-            image[:] = to_shape(read_picture(content), GTSRB.shape)
-        except MNISTError as error:
-            raise type(error)(f"{path} in {files[path][0]}: {error}") from error
+def decode(places):
+    """uint8 (N, 3, 32, 32) of PPM files, given as (zip or folder, name)."""
+    images = np.empty((len(places),) + GTSRB.shape, np.uint8)
+    with Reader() as read:
+        for image, place in zip(images, places):
+            image[:] = decode_ppm(read(*place), "/".join(place))
     return images
+
+
+class Reader:
+    """Reads files by (zip or folder, name), with every zip opened once."""
+
+    def __enter__(self):
+        self.zips = {}
+        return self.read
+
+    def __exit__(self, *_):
+        for archive in self.zips.values():
+            archive.close()
+
+    def read(self, container, name):
+        if os.path.isdir(container):
+            with open(os.path.join(container, name), "rb") as file:
+                return file.read()
+        if container not in self.zips:
+            self.zips[container] = zipfile.ZipFile(container)
+        try:
+            return self.zips[container].read(name)
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise MNISTError(f"{container} is damaged: {error}") from error
+
+
+def decode_ppm(content, name):
+    """uint8 (3, 32, 32) of a PPM file's bytes, resized with anti-aliasing where it is larger."""
+    header = PPM.match(content)
+    if not header:
+        raise MNISTError(f"{name} isn't a PPM file of 8 bits a channel")
+    width, height = map(int, header.groups())
+    if len(content) - header.end() != width * height * 3:
+        raise MNISTError(f"{name} is damaged: {len(content) - header.end()} bytes of pixels, not "
+                         f"{width} × {height} × 3")
+    pixels = np.frombuffer(content, np.uint8, offset=header.end()).reshape(height, width, 3)
+    if (height, width) != GTSRB.shape[1:]:
+        pixels = resize(pixels)
+    return pixels.transpose(2, 0, 1)
+
+
+def resize(pixels):
+    """uint8 (H, W, 3) at the set's size."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UnavailableError("resizing the signs needs Pillow: pip install pillow") from error
+    return np.asarray(Image.fromarray(pixels).resize(GTSRB.shape[:0:-1], Image.BILINEAR))

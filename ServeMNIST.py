@@ -38,6 +38,9 @@ def read_options(argv=None):
     parser.add_argument("--model", action="append", type=named_weights, metavar="NAME=WEIGHTS",
                         help="a network to serve and its name for clients; several times for "
                              "several (default: net and small, as far as there are weights)")
+    parser.add_argument("--network", metavar="FILE.py:CLASS",
+                        help="your own network, of which all of --model's weights are (default: "
+                             "what each file says)")
     parser.add_argument("--engine", default="auto", metavar="NAME",
                         help="what runs the network; CompareMNIST.py lists all (default: auto, "
                              "the fastest, which is looked for while the first one that can "
@@ -90,7 +93,7 @@ def load_models(options):
     for name, path in options.model or []:
         if name in models:
             raise UnavailableError(f"--model {name}: given twice")
-        models[name] = load_network(path, trust_pickle=options.trust_pickle)
+        models[name] = load_network(path, options.network, trust_pickle=options.trust_pickle)
     for name in () if options.model else NETWORKS:
         with contextlib.suppress(UnavailableError):  # not in every release are weights of all
             models[name] = load_network(network=name)
@@ -156,16 +159,22 @@ def serve(options, sock):
 
 
 def serve_in_processes(options, sock):
-    """Serve on a socket in several processes, until they are told to stop or one of them ends;
-    gives the exit status."""
+    """Serve on a socket in several processes until they are told to stop; gives the exit status.
+
+    One that is killed is replaced. Where one can't serve, which it says itself, all end. (uvicorn's
+    own supervisor would make its own `Server`, and start those anew for ever.)
+    """
     told = []
     on_stop(lambda number, _: told.append(number))
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=run_program, args=(functools.partial(serve, options, sock),),
-                             daemon=True) for _ in range(options.workers)]
-    for worker in workers:
-        worker.start()
-    while not told and all(worker.is_alive() for worker in workers):
+    work = functools.partial(serve, options, sock)
+    workers = [None] * options.workers
+    while not told and not any(worker and (worker.exitcode is not None and worker.exitcode >= 0)
+                               for worker in workers):
+        for k, worker in enumerate(workers):
+            if not worker or not worker.is_alive():
+                workers[k] = spawn.Process(target=run_program, args=(work,), daemon=True)
+                workers[k].start()
         time.sleep(0.2)
     for worker in workers:
         worker.terminate()

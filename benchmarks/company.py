@@ -5,8 +5,8 @@ examples:
   python benchmarks/company.py --network net --rounds 3
 
 In each round CompareMNIST.py runs once with everything, and once for each of its rows with nothing
-else; everything has as much longer to get steady. Each line shows a row's median over the rounds in both, of the whole time and of the 90th
-percentile of its calls, and the ratio of the two.
+else; everything has as much longer to get steady. Each line shows a row's median over the rounds in
+both, of the whole time and of the 90th percentile of its calls, and the ratio of the two.
 """
 
 import json

@@ -188,3 +188,21 @@ def test_a_server_that_comes_back_is_found_again(tmp_path):
         with serving("--port", port):
             page.wait("$('trouble').hidden && !busy", seconds=30)
             assert page.text("answer") == "3"
+
+
+@pytest.mark.slow
+@pytest.mark.pen
+def test_drawn_strokes_are_read(page, pen_digits):
+    """Five hundred, each drawn at its own size and place."""
+    random = np.random.default_rng(0)
+    right = 0
+    for index in random.choice(len(pen_digits), 500, replace=False):
+        strokes, label = pen_digits[index]
+        size = random.uniform(0.3, 0.85)
+        extent = np.concatenate(strokes).max(0) / 1000 * size
+        corner = 0.05 + random.uniform(0, 1, 2) * (0.9 - extent)
+        page.driver.execute_script("clear()")
+        page.draw(*[stroke / 1000 * size + corner for stroke in strokes])
+        right += page.settle() == str(label)
+    print(f"{right / 5:.1f} % of 500 read")
+    assert right >= 0.97 * 500

@@ -136,6 +136,7 @@ class Application:
             "/v2/health/live": (GET, lambda request: as_json({"live": True}), ()),
             "/v2/health/ready": (GET, self.ready, models),
             "/v2/models/stats": (GET, self.statistics, models),
+            "/v2/repository/index": (POST, self.index, models),
             "/metrics": (GET, self.give_metrics, ()),
         }
         protocol = {"": (GET, self.metadata), "/config": (GET, self.config),
@@ -160,6 +161,10 @@ class Application:
         if failed:
             raise RequestError(f"the engine of {', '.join(failed)} failed", 503)
         return as_json({"ready": True})
+
+    def index(self, request, *models):
+        return as_json([{"name": model.name, "version": MODEL_VERSION, "state": "READY",
+                         "reason": ""} for model in models])
 
     def metadata(self, request, model):
         return as_json(model.protocol.metadata(model.batcher.engines.name))

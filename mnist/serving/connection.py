@@ -13,7 +13,7 @@ import asyncio
 import re
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 OFFER = re.compile(rb"([A-Z]+ [^\r\n]+ HTTP/1\.1\r\n(?:[^\r\n]+\r\n)*?)upgrade:[^\r\n]*\r\n",
                    re.IGNORECASE)
@@ -21,8 +21,8 @@ LAST_MOMENT = 0.1  # seconds
 
 
 def make_connection(**settings):
-    """uvicorn's connection, as its `Config.http` wants it."""
-    connection = HttpToolsProtocol(**settings)
+    """uvicorn's connection, as its `Config.http` wants it; over h11 where httptools isn't there."""
+    connection = AutoHTTPProtocol(**settings)
     read = connection.data_received
 
     def data_received(data):

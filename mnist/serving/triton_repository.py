@@ -1,6 +1,6 @@
 """A model repository for Triton, whose clients see what they see here.
 
-One folder for each network, as ONNX that takes bytes like this server (uint8
+One folder for each network and precision, as ONNX that takes bytes like this server (uint8
 (batch, C, H, W), or (batch, H, W) where C is 1), and one for each TensorRT engine that was built of
 it, which takes what the engine takes. Sources: Triton's docs/user_guide/model_repository.md and
 model_configuration.md. How it is served: docs/serving.md.
@@ -13,7 +13,8 @@ import shutil
 
 import numpy as np
 
-from mnist.engines.onnx_export import check_onnx, onnx_bytes
+from mnist.engines.int8 import network_graph
+from mnist.engines.onnx_export import check_onnx
 from mnist.errors import UnavailableError, package_missing, warn
 from mnist.files import digest
 from mnist.models.weights import weights_digest
@@ -46,7 +47,11 @@ def export_repository(folder, networks):
         raise UnavailableError(f"--export-triton: {missing}")
     try:
         for name, network in networks.items():
-            export_graph(folder, name, network)
+            export_graph(folder, name, network, "fp32")
+            try:
+                export_graph(folder, name + "_int8", network, "int8")
+            except UnavailableError as error:
+                warn(f"{name} is not exported in int8: {error}")
             export_engines(folder, name, network)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -54,14 +59,14 @@ def export_repository(folder, networks):
     print(f"saved {folder}; docs/serving.md says how Triton serves it")
 
 
-def export_graph(folder, name, network):
-    """Write a network as ONNX."""
-    graph = onnx_bytes(network)
-    checked = check_onnx(graph, network, "fp32")
-    write(folder, f"{name}/1/model.onnx", takes_bytes(graph, network.image_set))
-    write_config(folder, name, network.image_set, "onnxruntime", MAX_BATCH, "TYPE_UINT8",
+def export_graph(folder, model, network, precision):
+    """Write a network as ONNX. Raises UnavailableError where it can't be had in this precision."""
+    graph = network_graph(network, precision)
+    checked = check_onnx(graph, network, precision)
+    write(folder, f"{model}/1/model.onnx", takes_bytes(graph, network.image_set))
+    write_config(folder, model, network.image_set, "onnxruntime", MAX_BATCH, "TYPE_UINT8",
                  wire_shape(network.image_set))
-    print(f"{name}: {network.origin}, ONNX; {checked}")
+    print(f"{model}: {network.origin}, ONNX, {precision}; {checked}")
 
 
 def export_engines(folder, name, network):

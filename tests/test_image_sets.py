@@ -1,7 +1,9 @@
 """Image sets other than MNIST: what their files become, on made data and on the real."""
 
+import glob
 import os
 import pickle
+import re
 import shutil
 import sys
 import types
@@ -354,3 +356,23 @@ def test_the_real_sets_are_read(name, place, split, number, tmp_path):
     data = load_images(IMAGE_SETS[name], split, data_dir=str(tmp_path))
     assert len(data.images) == number
     assert set(data.targets.tolist()) == set(range(IMAGE_SETS[name].outputs))
+
+
+# --- The code knows no image set by heart ---------------------------------------------------------
+
+# Where MNIST's shape, number of classes or statistics may stand: in its own record, in the
+# networks' definitions, and where digits are drawn.
+KNOWS_MNIST = ("MNISTmodel.py", "MNISTdsource.py", "mnist/datasets/image_set.py",
+               "mnist/datasets/drawing.py", "mnist/datasets/fonts.py")
+BUILT_IN = re.compile(
+    r"\b28, 28\b|\b784\b|0\.1307|0\.3081|range\(10\)|(?<!fontsize=)\b10\)|== 10\b")
+
+
+def test_nothing_of_mnist_is_built_in_elsewhere():
+    paths = glob.glob(os.path.join(ROOT, "*.py")) + glob.glob(
+        os.path.join(ROOT, "mnist", "**", "*.py"), recursive=True)
+    lines = [(os.path.relpath(path, ROOT).replace(os.sep, "/"), line) for path in paths
+             for line in open(path, encoding="utf-8")]
+    found = [(path, line) for path, line in lines if BUILT_IN.search(line)]
+    assert {path for path, _ in found} >= set(KNOWS_MNIST)  # it finds what is there
+    assert not [(path, line) for path, line in found if path not in KNOWS_MNIST]

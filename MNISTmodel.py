@@ -41,34 +41,35 @@ class Net(nn.Module):
 
 
 class Small(nn.Module):
-    """Five narrow convolutions with batch norm: 17,530 parameters and 0.48 million MACs on
+    """Five narrow convolutions with batch norm: 28,890 parameters and 0.57 million MACs on
     MNIST, where `Net` has 431,080 and 2.3 million.
 
     Distilled from `Net` it is nearly as accurate (see `TrainMNIST.py --teacher`). Depth does
-    more for it than width; widths of 16 and 32 are what vector units are quickest with; batch norm
-    stands where it can be folded into the convolution before it.
+    more for it than width; widths of 16 and 32 are what vector units are quickest with, and a first
+    layer of stride 2 takes half the time of one at full size that is pooled; batch norm stands
+    where it can be folded into the convolution before it.
     """
 
     def __init__(self, shape=MNIST_SHAPE, outputs=10):
         super().__init__()
         channels, height, width = shape
-        self.conv1 = nn.Conv2d(channels, 8, kernel_size=3, bias=False)
-        self.norm1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 16, kernel_size=3, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=5, stride=2, bias=False)
+        self.norm1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, kernel_size=3, bias=False)
         self.norm2 = nn.BatchNorm2d(16)
-        self.conv3 = nn.Conv2d(16, 16, kernel_size=3, bias=False)
-        self.norm3 = nn.BatchNorm2d(16)
-        self.conv4 = nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False)
+        self.conv3 = nn.Conv2d(16, 32, kernel_size=3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(32)
+        self.conv4 = nn.Conv2d(32, 32, kernel_size=3, bias=False)
         self.norm4 = nn.BatchNorm2d(32)
-        self.conv5 = nn.Conv2d(32, 28, kernel_size=3, bias=False)
-        self.norm5 = nn.BatchNorm2d(28)
-        rows, columns = (((n - 2) // 2 - 4) // 2 - 2 for n in (height, width))
-        self.fc = nn.Linear(28 * rows * columns, outputs)
+        self.conv5 = nn.Conv2d(32, 32, kernel_size=3, padding=1, bias=False)
+        self.norm5 = nn.BatchNorm2d(32)
+        rows, columns = (((n - 3) // 2 - 2) // 2 - 2 for n in (height, width))
+        self.fc = nn.Linear(32 * rows * columns, outputs)
 
     def forward(self, x):
-        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
-        x = F.relu(self.norm2(self.conv2(x)))
-        x = F.max_pool2d(F.relu(self.norm3(self.conv3(x))), 2)
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.norm2(self.conv2(x))), 2)
+        x = F.relu(self.norm3(self.conv3(x)))
         x = F.relu(self.norm4(self.conv4(x)))
         x = F.relu(self.norm5(self.conv5(x)))
         return F.log_softmax(self.fc(x.flatten(1)), dim=1)

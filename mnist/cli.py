@@ -92,12 +92,12 @@ FLAGS = {
     "data": dict(metavar="SET", help="an image set by name (mnist, fashion-mnist, kmnist, "
                  "emnist-letters, emnist-digits, emnist-balanced, qmnist, cifar10, gtsrb), a "
                  "folder of pictures or IDX files, or generated: digits drawn from fonts "
-                 "(default: the set that the weights are of)"),
+                 "(default: the set that the weights are of; to train a network, mnist)"),
     "data-dir": dict(type=os.path.expanduser, metavar="DIR",
                      help="where a set given by name is (default: data/SET here, for MNIST "
                           "$MNIST_DATA, else data/)"),
     "image-size": dict(type=positive_int, metavar="N", help="pixels a side that the pictures of a "
-                       "folder are brought to (default: 32)"),
+                       "folder are brought to (default: 32; of a pretrained network its --size)"),
     "channels": dict(type=int, choices=(1, 3), default=3, help="of a folder's pictures: 1 grey, 3 "
                      "red, green and blue (default: %(default)s)"),
     "network": dict(metavar="NAME", help="a built-in network, or FILE.py:CLASS for your own "

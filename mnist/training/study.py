@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import pathlib
 import statistics
 import warnings
 
@@ -46,7 +47,9 @@ def open_storage(where):
     if "://" not in where:
         where = os.path.expanduser(where)
         check_writable("--storage", where)
-        url = "sqlite:///" + os.path.abspath(where)
+        file = pathlib.Path(os.path.abspath(where)).as_uri()  # whatever letters the path has
+        url = sqlalchemy.engine.URL.create("sqlite", database=file, query={"uri": "true"})
+        url = url.render_as_string(hide_password=False)
         settings["connect_args"] = {"timeout": PATIENCE}
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=settings, grace_period=GRACE,

@@ -356,7 +356,7 @@ def test_a_batch_goes_to_the_engine_that_is_quickest_for_it(monkeypatch):
     seconds = {1: 1.0, 2: 1.9, 4: 5.0, 8: 6.0}  # batches of 4 are slow here
     monkeypatch.setattr(batching, "open_engine", lambda *settings, **_: types.SimpleNamespace(
         batch_size=settings[4], detail=""))
-    monkeypatch.setattr(batching, "call_seconds", lambda engine: seconds[engine.batch_size])
+    monkeypatch.setattr(batching, "fastest_call", lambda engine: seconds[engine.batch_size])
     network = types.SimpleNamespace(image_set=MNIST)
     engines = batching.Engines("torch", network, OPTIONS)
     assert [engines.take(waiting) for waiting in range(1, 10)] == [1, 2, 2, 2, 2, 2, 7, 8, 8]
@@ -374,7 +374,7 @@ def test_what_a_busy_start_got_wrong_is_learned_from_the_batches(monkeypatch):
 
     monkeypatch.setattr(batching, "open_engine", lambda *settings, **_: Engine(
         batch_size=settings[4], detail=""))
-    monkeypatch.setattr(batching, "call_seconds", lambda engine: 0.001 * engine.batch_size ** 2)
+    monkeypatch.setattr(batching, "fastest_call", lambda engine: 0.001 * engine.batch_size ** 2)
     engines = batching.Engines("torch", types.SimpleNamespace(image_set=MNIST), OPTIONS)
     assert engines.take(8) == 1
     start = time.monotonic()

@@ -23,7 +23,6 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from mnist.engines.precision import judge_outputs
 from mnist.engines.registry import ENGINES, open_engine, reference_log_probs, why_not
-from mnist.engines.tuning import time_calls
 from mnist.errors import MNISTError
 from mnist.serving.protocol import RequestError
 
@@ -77,7 +76,7 @@ class Engines:
                                             tuning=tuning, threads=options.threads))
         self.detail = (f"{name} on {options.device}, {options.precision} "
                        f"({self.engines[-1].detail})")
-        self.seconds = [call_seconds(engine) for engine in self.engines]
+        self.seconds = [fastest_call(engine) for engine in self.engines]
         self.trials, self.allowance = 0, 0.0  # seconds that may be spent on trials
         self.choose_again()
 
@@ -105,7 +104,8 @@ class Engines:
 
     def __call__(self, images):
         """Run the best engine, or now and then another, and learn from the time of full batches: at
-        the start the machine may have been busy, which makes calls slower, never quicker."""
+        the start the machine may have been busy. That makes calls slower, never quicker: a quick
+        one counts at once, slow ones little by little."""
         number, index, trial = len(images), self.best[len(images)], self.allowance > 0
         if trial:
             index, images = self.another(images)
@@ -114,7 +114,8 @@ class Engines:
         seconds = time.perf_counter() - start
         self.allowance += (TRIAL_SHARE - trial) * seconds
         if len(images) == self.engines[index].batch_size:
-            self.seconds[index] = min(self.seconds[index], seconds)
+            weight = 1 if seconds < self.seconds[index] else 0.02
+            self.seconds[index] += weight * (seconds - self.seconds[index])
         if trial:
             self.choose_again()
         return outputs[:number]
@@ -132,11 +133,17 @@ class Engines:
             engine.close()
 
 
-def call_seconds(engine):
-    """How long an engine takes for a full batch."""
+def fastest_call(engine):
+    """The seconds of an engine's fastest call on a full batch: the server may be busy meanwhile."""
     images = np.zeros((engine.batch_size,) + engine.image_set.shape, np.uint8)
     engine(images)  # the first one sets it up
-    return time_calls(engine, images, TRIAL)
+    seconds = []
+    end = time.perf_counter() + TRIAL
+    while len(seconds) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        engine(images)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def usable_engines(options):

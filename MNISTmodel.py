@@ -45,9 +45,9 @@ class Small(nn.Module):
     MNIST, where `Net` has 431,080 and 2.3 million.
 
     Distilled from `Net` it is nearly as accurate (see `TrainMNIST.py --teacher`). Depth does
-    more for it than width; widths of 16 and 32 are what vector units are quickest with, and a first
-    layer of stride 2 takes half the time of one at full size that is pooled; batch norm stands
-    where it can be folded into the convolution before it.
+    more for it than width; widths of 16 and 32 are what vector units are quickest with; the first
+    layer has a stride, since maps of full size take most of the time; batch norm stands where it
+    can be folded into the convolution before it.
     """
 
     def __init__(self, shape=MNIST_SHAPE, outputs=10):

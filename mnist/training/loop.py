@@ -117,7 +117,6 @@ def train(run):
     """Train `run.net` in place: yields the line of the history, a dict, after each epoch that is
     still to be made. A caller that stops iterating ends the training."""
     recipe, device, rank, world = run.recipe, run.device, run.rank, run.world
-    normalise = run.image_set.normalise
     prepare_device(device)
     net = run.net
     if world > 1:  # the processes of the group share their gradients
@@ -136,7 +135,7 @@ def train(run):
         net.train()
         for step, batch in enumerate(batches):
             set_learning_rate(run, (epoch + (step + 1) / len(batches)) / recipe.epochs)
-            x, y = normalise(images[batch][rank::world]), targets[batch][rank::world]
+            x, y = run.image_set.normalise(images[batch][rank::world]), targets[batch][rank::world]
             changed = round(recipe.augment * len(x))  # the first ones: the order is random
             if changed:
                 new, new_y = augment(run.image_set, x[:changed], y[:changed], generator)

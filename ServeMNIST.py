@@ -119,6 +119,8 @@ def main():
     options = read_options()
     if options.workers > 1 and os.name != "posix":
         raise UnavailableError("--workers: several processes can't share a port on this system")
+    if options.network and not options.model:
+        raise UnavailableError("--network: of which weights? --model NAME=WEIGHTS says so")
     if options.export_triton:
         from mnist.serving.triton_repository import export_repository
         export_repository(options.export_triton, load_models(options))
